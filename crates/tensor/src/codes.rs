@@ -9,6 +9,7 @@
 //!   (5 = 4+1, 6 = 4+2, 7 = 4+2+1); a plane of `w` bits takes `w` words of `32/w` fields each.
 
 use crate::TensorError;
+use std::ops::Range;
 
 /// How a run of 32 codes is laid out in its `bits` words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -140,7 +141,7 @@ impl Codes {
             Codes::Bytes(b) => (b.len(), k),
             Codes::Words { words, packing } => (words.len(), packing.words(bits, k)),
         };
-        let expected = rows.checked_mul(n).unwrap_or(usize::MAX);
+        let expected = rows.saturating_mul(n);
         if found != expected {
             return Err(TensorError::Length { part: "codes", expected, found });
         }
@@ -153,25 +154,31 @@ impl Codes {
         Ok(())
     }
 
-    /// Writes rows `k0 .. k0 + out.len()/n` as bytes, row-major, `k0` a multiple of 32 and at most 32 rows.
+    /// Writes rows `k0 ..` of columns `cols` as bytes, row-major `[rows, cols.len()]`; `k0` is a multiple of 32 and
+    /// `out` holds at most 32 rows. `n` is the number of columns of the whole matrix.
     ///
     /// # Panics
-    /// If `k0` is not a multiple of 32, more than 32 rows are asked for, or the rows do not exist.
-    pub fn unpack_rows(&self, bits: u32, n: usize, k0: usize, out: &mut [u8]) {
-        let rows = out.len() / n;
-        assert!(k0.is_multiple_of(32) && rows <= 32, "rows are unpacked in aligned runs of 32");
+    /// If `k0` is not a multiple of 32, more than 32 rows are asked for, or the rows or columns do not exist.
+    pub fn unpack_rows(&self, bits: u32, n: usize, k0: usize, cols: Range<usize>, out: &mut [u8]) {
+        let width = cols.len();
+        let rows = out.len() / width;
+        assert!(k0.is_multiple_of(32) && rows <= 32 && cols.end <= n, "rows are unpacked in aligned runs of 32");
         match self {
-            Codes::Bytes(b) => out.copy_from_slice(&b[k0 * n..k0 * n + out.len()]),
+            Codes::Bytes(b) => {
+                for (i, row) in out.chunks_exact_mut(width).enumerate() {
+                    row.copy_from_slice(&b[(k0 + i) * n..][cols.clone()]);
+                }
+            }
             Codes::Words { words, packing } => {
                 let run = &words[k0 / 32 * bits as usize * n..];
-                match (packing, bits) {
-                    (_, 2 | 4 | 8) => unpack_aligned(run, bits, n, out),
+                match bits {
+                    2 | 4 | 8 => unpack_aligned(run, bits, n, cols, out),
                     _ => {
                         let mut codes = [0u8; 32];
-                        for col in 0..n {
+                        for (i, col) in cols.enumerate() {
                             packing.unpack_run(bits, &mut codes[..rows], |j| run[j * n + col]);
-                            for i in 0..rows {
-                                out[i * n + col] = codes[i];
+                            for (r, &code) in codes[..rows].iter().enumerate() {
+                                out[r * width + i] = code;
                             }
                         }
                     }
@@ -182,11 +189,11 @@ impl Codes {
 }
 
 /// The common widths, where both packings agree and no code crosses a word: whole rows at a time.
-fn unpack_aligned(run: &[u32], bits: u32, n: usize, out: &mut [u8]) {
+fn unpack_aligned(run: &[u32], bits: u32, n: usize, cols: Range<usize>, out: &mut [u8]) {
     let per = 32 / bits as usize;
     let mask = (1u32 << bits) - 1;
-    for (i, row) in out.chunks_exact_mut(n).enumerate() {
-        let words = &run[i / per * n..][..n];
+    for (i, row) in out.chunks_exact_mut(cols.len()).enumerate() {
+        let words = &run[i / per * n..][cols.clone()];
         let shift = bits * (i % per) as u32;
         for (o, w) in row.iter_mut().zip(words) {
             *o = (w >> shift & mask) as u8;
@@ -233,7 +240,17 @@ mod tests {
             codes.check(bits, k, n).unwrap();
             let mut back = vec![0; k * n];
             for (i, rows) in back.chunks_mut(32 * n).enumerate() {
-                codes.unpack_rows(bits, n, i * 32, rows);
+                let half = n / 2;
+                let count = rows.len() / n;
+                let (mut left, mut right) = (vec![0; count * half], vec![0; count * (n - half)]);
+                if half > 0 {
+                    codes.unpack_rows(bits, n, i * 32, 0..half, &mut left);
+                }
+                codes.unpack_rows(bits, n, i * 32, half..n, &mut right);
+                for (r, row) in rows.chunks_exact_mut(n).enumerate() {
+                    row[..half].copy_from_slice(&left[r * half..][..half]);
+                    row[half..].copy_from_slice(&right[r * (n - half)..][..n - half]);
+                }
             }
             prop_assert_eq!(back, bytes);
         }

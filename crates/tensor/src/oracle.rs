@@ -10,7 +10,7 @@ pub fn dequantize(m: &QuantMatrix) -> Vec<f64> {
     let mut out = Vec::with_capacity(k * n);
     for k0 in (0..k).step_by(32) {
         let rows = (k - k0).min(32);
-        m.codes().unpack_rows(m.bits(), n, k0, &mut codes[..rows * n]);
+        m.codes().unpack_rows(m.bits(), n, k0, 0..n, &mut codes[..rows * n]);
         for i in 0..rows {
             let g = m.group_of(k0 + i);
             for col in 0..n {

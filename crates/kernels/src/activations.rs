@@ -1,0 +1,185 @@
+//! Activations of one matmul input as integer planes, cut into tiles of rows.
+
+use crate::arch::Kernels;
+use crate::arch::generic::QuantizeArgs;
+use crate::pack::{BlockAt, PackedMatrix};
+use crate::threads::Pool;
+
+/// How precisely activations enter a matmul with quantized weights. A property of the request, the same for every row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Activations {
+    /// 16-bit integers per block of 128: closer to f32 than half precision is. The default.
+    #[default]
+    Exact,
+    /// 24-bit integers: as good as f32.
+    Strict,
+    /// 8-bit integers per block of 128: fast prefill, errors of about one per cent.
+    Int8,
+}
+
+impl Activations {
+    /// All of them.
+    pub const ALL: [Activations; 3] = [Activations::Exact, Activations::Strict, Activations::Int8];
+
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activations::Exact => "exact",
+            Activations::Strict => "strict",
+            Activations::Int8 => "int8",
+        }
+    }
+
+    /// Planes of signed bytes.
+    pub(crate) fn planes(self) -> usize {
+        match self {
+            Activations::Int8 => 1,
+            Activations::Exact => 2,
+            Activations::Strict => 3,
+        }
+    }
+}
+
+/// Rows `start..start + count` computed by a kernel of `rows >= count` rows; the rest are padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tile {
+    pub start: usize,
+    pub count: usize,
+    pub rows: usize,
+    /// Rows of all tiles before this one, padding included.
+    pub padded_start: usize,
+}
+
+/// Cuts `m` rows into tiles of the sizes that kernels exist for (ascending): as few as possible, evenly filled.
+pub(crate) fn tiles(m: usize, sizes: &[usize], out: &mut Vec<Tile>) {
+    out.clear();
+    let largest = sizes.last().copied().unwrap_or(1);
+    let count = m.div_ceil(largest);
+    let (mut start, mut padded_start) = (0, 0);
+    for i in 0..count {
+        let end = m * (i + 1) / count;
+        let rows = sizes.iter().copied().find(|&s| s >= end - start).unwrap_or(largest);
+        out.push(Tile { start, count: end - start, rows, padded_start });
+        start = end;
+        padded_start += rows;
+    }
+}
+
+/// Quantized activations; the buffers are kept from call to call.
+#[derive(Default)]
+pub(crate) struct QuantizedInput {
+    pub tiles: Vec<Tile>,
+    pub planes: usize,
+    /// Quads of one row and plane.
+    pub quads: usize,
+    pub blocks: usize,
+    digits: Vec<i32>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+impl QuantizedInput {
+    fn sum_kinds(&self) -> usize {
+        if self.planes == 3 { 2 } else { 1 }
+    }
+
+    /// Quantizes `m` rows of `x`, `[m, K]`, in the row order and blocks of `weight`.
+    pub fn fill(&mut self, kernels: &Kernels, pool: &Pool, weight: &PackedMatrix, x: &[f32], m: usize, activations: Activations) {
+        let blocks: &[BlockAt] = &weight.blocks;
+        self.planes = activations.planes();
+        self.blocks = blocks.len();
+        self.quads = blocks.last().map_or(0, |b| b.x_quads + b.padded_quads());
+        tiles(m, kernels.tile_rows[self.planes - 1], &mut self.tiles);
+        let padded = self.tiles.last().map_or(0, |t| t.padded_start + t.rows);
+        // stale digits of padding rows are harmless: their results are never read
+        grow(&mut self.digits, padded * self.planes * self.quads);
+        grow(&mut self.scales, padded * self.blocks);
+        let sum_kinds = self.sum_kinds();
+        grow(&mut self.sums, padded * self.blocks * sum_kinds);
+        let k = weight.in_features;
+        assert_eq!(x.len(), m * k, "x must be [M, K]");
+        let permutation = weight.order.permutation.as_deref();
+        assert!(permutation.is_none_or(|p| p.len() == k), "a permutation has K entries");
+        let (digits, scales, sums) = (Out(self.digits.as_mut_ptr()), Out(self.scales.as_mut_ptr()), Out(self.sums.as_mut_ptr()));
+        let quantize = kernels.quantize[self.planes - 1];
+        let this = &*self;
+        let one_tile = |i: usize| {
+            let t = this.tiles[i];
+            for row in 0..t.count {
+                let x = &x[(t.start + row) * k..(t.start + row + 1) * k];
+                // SAFETY: the table's instruction set is available; blocks and permutation stay inside `x` by how they
+                // were packed; each tile writes its own part of the three buffers, which were sized just above.
+                unsafe {
+                    quantize(&QuantizeArgs {
+                        x,
+                        permutation,
+                        blocks,
+                        rows: t.rows,
+                        row,
+                        planes: digits.at(t.padded_start * this.planes * this.quads),
+                        scales: scales.at(t.padded_start * this.blocks),
+                        sums: sums.at(t.padded_start * this.blocks * this.sum_kinds()),
+                    });
+                }
+            }
+        };
+        if m * k < 32_768 {
+            (0..this.tiles.len()).for_each(one_tile);
+        } else {
+            pool.run(this.tiles.len(), &one_tile);
+        }
+    }
+
+    /// Digits, scales and sums of a tile.
+    pub fn tile(&self, t: &Tile) -> (&[i32], &[f32], &[i32]) {
+        (
+            &self.digits[t.padded_start * self.planes * self.quads..],
+            &self.scales[t.padded_start * self.blocks..],
+            &self.sums[t.padded_start * self.blocks * self.sum_kinds()..],
+        )
+    }
+}
+
+fn grow<T: Default + Clone>(v: &mut Vec<T>, len: usize) {
+    if v.len() < len {
+        v.resize(len, T::default());
+    }
+}
+
+/// A pointer that threads may share because each writes its own part.
+#[derive(Clone, Copy)]
+pub(crate) struct Out<T>(pub *mut T);
+
+// SAFETY: only a way to hand out addresses; every user states why its writes do not overlap.
+unsafe impl<T: Send> Send for Out<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Out<T> {}
+
+impl<T> Out<T> {
+    /// The address of element `i`.
+    pub fn at(&self, i: usize) -> *mut T {
+        self.0.wrapping_add(i)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_all_rows_once() {
+        let mut out = vec![];
+        for sizes in [&[1, 4][..], &[1, 2, 4, 6, 8, 10, 12], &[1]] {
+            for m in 0..70 {
+                tiles(m, sizes, &mut out);
+                let mut next = (0, 0);
+                for t in &out {
+                    assert_eq!((t.start, t.padded_start), next);
+                    assert!(t.count >= 1 && t.count <= t.rows && sizes.contains(&t.rows));
+                    next = (t.start + t.count, t.padded_start + t.rows);
+                }
+                assert_eq!(next.0, m);
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Sixteen lanes in two 256-bit registers: AVX2, FMA and F16C (every x86-64 CPU with AVX2 has all three).
+
+use super::vector::Vector;
+use std::arch::x86_64::*;
+
+/// AVX2, FMA, F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+#[inline(always)]
+fn both<T: Copy, U>(a: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
+    [f(a[0]), f(a[1])]
+}
+
+#[inline(always)]
+fn pair<T: Copy, U>(a: [T; 2], b: [T; 2], f: impl Fn(T, T) -> U) -> [U; 2] {
+    [f(a[0], b[0]), f(a[1], b[1])]
+}
+
+// SAFETY of every block below: the caller has AVX2, FMA and F16C and pointers valid for the bytes that the method
+// names, by the contract of `Vector`.
+impl Vector for Avx2 {
+    type I = [__m256i; 2];
+    type F = [__m256; 2];
+
+    #[inline(always)]
+    unsafe fn load_i(p: *const u8) -> Self::I {
+        // SAFETY: valid for 64 bytes.
+        unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> Self::I {
+        // SAFETY: valid for 16 bytes.
+        unsafe {
+            let v = _mm_loadu_si128(p.cast());
+            [_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_srli_si128(v, 8))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_u16(p: *const u8) -> Self::I {
+        // SAFETY: valid for 32 bytes.
+        unsafe { [_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(16).cast()))] }
+    }
+    #[inline(always)]
+    unsafe fn splat_i(v: i32) -> Self::I {
+        // SAFETY: see above.
+        unsafe { [_mm256_set1_epi32(v); 2] }
+    }
+    #[inline(always)]
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_add_epi32(x, y) })
+    }
+    #[inline(always)]
+    unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_mullo_epi32(x, y) })
+    }
+    #[inline(always)]
+    unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_and_si256(x, y) })
+    }
+    #[inline(always)]
+    unsafe fn or_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_or_si256(x, y) })
+    }
+    #[inline(always)]
+    unsafe fn shr_i<const N: u32>(a: Self::I) -> Self::I {
+        // SAFETY: see above.
+        both(a, |x| unsafe { _mm256_srl_epi32(x, _mm_cvtsi32_si128(N as i32)) })
+    }
+    #[inline(always)]
+    unsafe fn sar_i<const N: u32>(a: Self::I) -> Self::I {
+        // SAFETY: see above.
+        both(a, |x| unsafe { _mm256_sra_epi32(x, _mm_cvtsi32_si128(N as i32)) })
+    }
+    #[inline(always)]
+    unsafe fn shl_i<const N: u32>(a: Self::I) -> Self::I {
+        // SAFETY: see above.
+        both(a, |x| unsafe { _mm256_sll_epi32(x, _mm_cvtsi32_si128(N as i32)) })
+    }
+    /// `vpmaddubsw` adds two products of an unsigned and a signed byte in 16 bits with saturation: 2·127·128 still
+    /// fits, so codes of up to 7 bits need one step; a byte above 127 goes through its two nibbles.
+    #[inline(always)]
+    unsafe fn dot<const WIDE: bool>(acc: Self::I, w: Self::I, x: i32) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let x = _mm256_set1_epi32(x);
+            let one = _mm256_set1_epi16(1);
+            if WIDE {
+                let (nibble, sixteen) = (_mm256_set1_epi8(15), _mm256_set1_epi16(16));
+                pair(acc, w, |a, w| {
+                    let low = _mm256_maddubs_epi16(_mm256_and_si256(w, nibble), x);
+                    let high = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16::<4>(w), nibble), x);
+                    _mm256_add_epi32(a, _mm256_add_epi32(_mm256_madd_epi16(low, one), _mm256_madd_epi16(high, sixteen)))
+                })
+            } else {
+                pair(acc, w, |a, w| _mm256_add_epi32(a, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), one)))
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_bytes(a: Self::I) -> [u8; 16] {
+        let mut lanes = [0i32; 16];
+        // SAFETY: `lanes` holds 64 bytes.
+        unsafe {
+            _mm256_storeu_si256(lanes.as_mut_ptr().cast(), a[0]);
+            _mm256_storeu_si256(lanes.as_mut_ptr().add(8).cast(), a[1]);
+        }
+        lanes.map(|v| v as u8)
+    }
+    #[inline(always)]
+    unsafe fn to_f(a: Self::I) -> Self::F {
+        // SAFETY: see above.
+        both(a, |x| unsafe { _mm256_cvtepi32_ps(x) })
+    }
+    #[inline(always)]
+    unsafe fn to_i(a: Self::F) -> Self::I {
+        // SAFETY: see above.
+        both(a, |x| unsafe { _mm256_cvtps_epi32(x) })
+    }
+    #[inline(always)]
+    unsafe fn bits_f(a: Self::I) -> Self::F {
+        // SAFETY: see above.
+        both(a, |x| unsafe { _mm256_castsi256_ps(x) })
+    }
+    #[inline(always)]
+    unsafe fn load_f(p: *const f32) -> Self::F {
+        // SAFETY: valid for 16 floats.
+        unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn store_f(p: *mut f32, v: Self::F) {
+        // SAFETY: valid for 16 floats.
+        unsafe {
+            _mm256_storeu_ps(p, v[0]);
+            _mm256_storeu_ps(p.add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u8) -> Self::F {
+        // SAFETY: valid for 32 bytes.
+        unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(16).cast()))] }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, v: Self::F) {
+        // SAFETY: valid for 16 halves.
+        unsafe {
+            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<0>(v[0]));
+            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<0>(v[1]));
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_f(v: f32) -> Self::F {
+        // SAFETY: see above.
+        unsafe { [_mm256_set1_ps(v); 2] }
+    }
+    #[inline(always)]
+    unsafe fn add_f(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_add_ps(x, y) })
+    }
+    #[inline(always)]
+    unsafe fn sub_f(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_sub_ps(x, y) })
+    }
+    #[inline(always)]
+    unsafe fn mul_f(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_mul_ps(x, y) })
+    }
+    #[inline(always)]
+    unsafe fn div_f(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_div_ps(x, y) })
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    unsafe fn max_f(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_max_ps(x, y) })
+    }
+    #[inline(always)]
+    unsafe fn min_f(a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_min_ps(x, y) })
+    }
+    #[inline(always)]
+    unsafe fn abs_f(a: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            let mask = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MAX));
+            both(a, |x| _mm256_and_ps(x, mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: a hint, valid for any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}
+
+super::stamp! {
+    isa: Avx2,
+    features: ["avx2,fma,f16c"],
+    tiles: {
+        1: [1 => (4, false), 2 => (2, false), 4 => (1, true), 6 => (1, true)],
+        2: [1 => (2, false), 4 => (1, true), 6 => (1, true)],
+        3: [1 => (1, false), 4 => (1, true), 6 => (1, true)],
+    },
+    dense: [1 => 2, 2 => 1, 4 => 1],
+}

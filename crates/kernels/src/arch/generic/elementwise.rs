@@ -1,0 +1,71 @@
+//! Norms and activations of one row.
+
+use super::math::exp;
+use crate::arch::vector::Vector;
+
+/// Loads up to sixteen floats from the front of `x`, zeros behind them.
+#[inline(always)]
+unsafe fn load_some<V: Vector>(x: &[f32]) -> V::F {
+    let mut lanes = [0.0f32; 16];
+    lanes[..x.len()].copy_from_slice(x);
+    // SAFETY: `lanes` holds 16 floats.
+    unsafe { V::load_f(lanes.as_ptr()) }
+}
+
+/// `out = x / sqrt(mean(x^2) + eps) * weight`; the sum runs over sixteen lanes, then over the lanes by halves.
+///
+/// # Safety
+/// The instruction set of `V`.
+#[inline(always)]
+pub(crate) unsafe fn rms_norm<V: Vector>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    assert!(x.len() == weight.len() && x.len() == out.len());
+    let (chunks, tail) = x.as_chunks::<16>();
+    // SAFETY: chunks are 16 floats.
+    let sum = unsafe {
+        let mut acc = V::splat_f(0.0);
+        for c in chunks {
+            let v = V::load_f(c.as_ptr());
+            acc = V::fma(v, v, acc);
+        }
+        let v = load_some::<V>(tail);
+        V::sum(V::fma(v, v, acc))
+    };
+    let inverse = 1.0 / (sum / x.len() as f32 + eps).sqrt();
+    for ((o, &v), &w) in out.iter_mut().zip(x).zip(weight) {
+        *o = w * (v * inverse);
+    }
+}
+
+/// `gate[i] = gate[i] / (1 + e^-gate[i]) * up[i]`.
+///
+/// # Safety
+/// The instruction set of `V`.
+#[inline(always)]
+pub(crate) unsafe fn silu_mul<V: Vector>(gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len());
+    for (g, u) in gate.chunks_mut(16).zip(up.chunks(16)) {
+        // SAFETY: loads through a padded copy; the result is an array.
+        let y = unsafe {
+            let v = load_some::<V>(g);
+            let e = exp::<V>(V::sub_f(V::splat_f(0.0), v));
+            let silu = V::div_f(v, V::add_f(V::splat_f(1.0), e));
+            V::lanes(V::mul_f(silu, load_some::<V>(u)))
+        };
+        g.copy_from_slice(&y[..g.len()]);
+    }
+}
+
+/// Rounds to half precision, ties to even.
+///
+/// # Safety
+/// The instruction set of `V`.
+#[inline(always)]
+pub(crate) unsafe fn to_f16<V: Vector>(x: &[f32], out: &mut [u16]) {
+    assert_eq!(x.len(), out.len());
+    for (x, out) in x.chunks(16).zip(out.chunks_mut(16)) {
+        let mut lanes = [0u16; 16];
+        // SAFETY: `lanes` holds 16 halves.
+        unsafe { V::store_f16(lanes.as_mut_ptr(), load_some::<V>(x)) };
+        out.copy_from_slice(&lanes[..out.len()]);
+    }
+}

@@ -1,0 +1,258 @@
+//! The matmul kernel: a tile of activation rows times one panel of 64 packed columns.
+//!
+//! Weights are unsigned codes, activations are 1 to 3 planes of signed bytes (balanced base-256 digits of one integer
+//! `v`), so every product and sum inside a block is an exact integer and the order of summation does not matter.
+//! Per block (at most 128 rows of one group) the kernel computes, exactly,
+//!
+//! ```text
+//! d[r][n] = sum_k (q[k][n] - z[n]) * v[r][k]
+//! ```
+//!
+//! with the zero point taken off as `-z * sum_k v` in the same integers, and then adds it to the result with
+//!
+//! ```text
+//! y[r][n] = fma(float(d), scale[n] * x_scale[r], y[r][n])        (blocks in ascending order)
+//! ```
+//!
+//! This is the one epilogue of every width, ISA and tile size; the bits of a result therefore depend on nothing but its
+//! row and its column. Three planes do not fit 32 bits together: `float(d)` is then
+//! `fma(65536, float(d_top), float(d_mid * 256 + d_low))`, again everywhere.
+//!
+//! `SEQ` chooses how planes are walked. Small tiles (`SEQ = false`) keep one accumulator for each plane and read each
+//! weight once; large tiles go through the block once a plane, `acc = acc * 256 + next plane`, and so have room for
+//! more rows.
+
+use super::opaque;
+use crate::arch::vector::Vector;
+use crate::pack::{BlockAt, PANEL, ScaleKind, ZeroKind};
+
+/// What a tile kernel works on.
+pub(crate) struct TileArgs<'a> {
+    /// First byte of the panel, 64-byte aligned.
+    pub panel: *const u8,
+    /// Blocks of the panel, in order.
+    pub blocks: &'a [BlockAt],
+    /// How scales are stored in a group's head.
+    pub scale: ScaleKind,
+    /// How zero points are stored in a group's head.
+    pub zero: ZeroKind,
+    /// Planes of the tile, `[block][plane][quad][MR]` dwords of four signed bytes; plane 0 is the low one.
+    pub x: *const i32,
+    /// Scales of the tile, `[block][MR]`.
+    pub x_scales: *const f32,
+    /// Sums of the tile, `[block][1 or 2][MR]`: of `v`; with three planes of the two low digits and of the top one.
+    pub x_sums: *const i32,
+    /// Result, `[MR][64]`.
+    pub out: *mut f32,
+}
+
+/// Lines of 64 bytes in a chunk.
+const fn lines(bits: u32) -> usize {
+    if bits == 3 { 3 } else { 1 }
+}
+
+/// Quads of k in a chunk.
+const fn quads(bits: u32) -> usize {
+    match bits {
+        2 => 4,
+        3 => 8,
+        4 => 2,
+        _ => 1,
+    }
+}
+
+/// Unpacks quad `i` of the chunk at `p`: bytes `0..2^bits`.
+#[inline(always)]
+unsafe fn unpack<V: Vector, const BITS: u32>(line: &[V::I; 3], i: usize) -> V::I {
+    // SAFETY: arithmetic on lanes; the caller has the instruction set.
+    unsafe {
+        let mask = |v, m: i32| V::and_i(v, V::splat_i(m * 0x0101_0101));
+        match BITS {
+            8 => line[0],
+            4 => match i {
+                0 => mask(line[0], 15),
+                _ => mask(V::shr_i::<4>(line[0]), 15),
+            },
+            2 => match i {
+                0 => mask(line[0], 3),
+                1 => mask(V::shr_i::<2>(line[0]), 3),
+                2 => mask(V::shr_i::<4>(line[0]), 3),
+                _ => mask(V::shr_i::<6>(line[0]), 3),
+            },
+            _ => match i {
+                0 | 2 | 4 => mask(line[i / 2], 7),
+                1 | 3 | 5 => mask(V::shr_i::<3>(line[i / 2]), 7),
+                6 => V::or_i(mask(V::shr_i::<6>(line[0]), 3), mask(V::shr_i::<4>(line[2]), 4)),
+                _ => V::or_i(mask(V::shr_i::<6>(line[1]), 3), mask(V::shr_i::<5>(line[2]), 4)),
+            },
+        }
+    }
+}
+
+/// Loads the lines of a chunk.
+#[inline(always)]
+unsafe fn load<V: Vector, const BITS: u32>(p: *const u8) -> [V::I; 3] {
+    // SAFETY: the chunk is `lines(BITS)` lines long.
+    unsafe {
+        let first = V::load_i(p);
+        if lines(BITS) == 1 { [first; 3] } else { [first, V::load_i(p.add(64)), V::load_i(p.add(128))] }
+    }
+}
+
+/// `-z * sum` for the sixteen columns of vector `v`.
+#[inline(always)]
+unsafe fn zero_term<V: Vector>(a: &TileArgs, head: *const u8, v: usize, sum: i32) -> V::I {
+    // SAFETY: a head holds 64 scales, then 64 zero points of the stated kind.
+    unsafe {
+        let zeros = head.add(PANEL * a.scale.bytes());
+        let minus = V::splat_i(sum.wrapping_neg());
+        match a.zero {
+            ZeroKind::Midpoint(z) => V::splat_i(sum.wrapping_mul(i32::from(z)).wrapping_neg()),
+            ZeroKind::U8 => V::mul_i(V::load_u8(zeros.add(16 * v)), minus),
+            ZeroKind::U16 => V::mul_i(V::load_u16(zeros.add(32 * v)), minus),
+        }
+    }
+}
+
+/// Scales of the sixteen columns of vector `v`.
+#[inline(always)]
+unsafe fn scales<V: Vector>(a: &TileArgs, head: *const u8, v: usize) -> V::F {
+    // SAFETY: a head begins with 64 scales of the stated kind.
+    unsafe {
+        match a.scale {
+            ScaleKind::F16 => V::load_f16(head.add(32 * v)),
+            ScaleKind::BF16 => V::load_bf16(head.add(32 * v)),
+            ScaleKind::F32 => V::load_f(head.add(64 * v).cast()),
+        }
+    }
+}
+
+/// Weight bytes ahead of the current line to ask for (cpu_kernels §4.1: 6 KiB for wide codes, 8 KiB for narrow ones).
+const fn ahead(bits: u32) -> usize {
+    if bits >= 4 { 6144 } else { 8192 }
+}
+
+/// One tile of `MR` rows of `P` planes times one panel, `NV` vectors of sixteen columns at a time.
+///
+/// # Safety
+/// The instruction set of `V`; the panel holds every block and head of `a.blocks`; `x`, `x_scales`, `x_sums` and `out`
+/// hold what their docs say for `MR` rows.
+#[inline(always)]
+pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: usize, const NV: usize, const SEQ: bool>(a: &TileArgs) {
+    let sum_kinds = if P == 3 { 2 } else { 1 };
+    // SAFETY: by the contract above; every offset is one that the packer or the quantizer wrote.
+    unsafe {
+        for i in 0..MR * 4 {
+            V::store_f(a.out.add(16 * i), V::splat_f(0.0));
+        }
+        for (b, block) in a.blocks.iter().enumerate() {
+            let head = a.panel.add(block.head);
+            let data = a.panel.add(block.data);
+            let x = a.x.add(block.x_quads * P * MR);
+            let plane = block.padded_quads() * MR;
+            let sum = |kind: usize, r: usize| *a.x_sums.add((b * sum_kinds + kind) * MR + r);
+            for v0 in (0..4).step_by(NV) {
+                let mut d = [[V::splat_f(0.0); NV]; MR];
+                if SEQ {
+                    let mut acc = [[V::splat_i(0); NV]; MR];
+                    for p in (0..P).rev() {
+                        if P == 3 && p == 1 {
+                            for r in 0..MR {
+                                for v in 0..NV {
+                                    d[r][v] = V::to_f(acc[r][v]);
+                                    acc[r][v] = V::splat_i(0);
+                                }
+                            }
+                        }
+                        if p == 0 || (P == 3 && p == 2) {
+                            let kind = usize::from(p == 2);
+                            for r in 0..MR {
+                                for v in 0..NV {
+                                    let shifted = V::shl_i::<8>(acc[r][v]);
+                                    acc[r][v] = V::add_i(shifted, zero_term::<V>(a, head, v0 + v, sum(kind, r)));
+                                }
+                            }
+                        }
+                        let mut xq = x.add(p * plane);
+                        for c in 0..block.chunks {
+                            let line = data.add((c * 4 + v0) * lines(BITS) * 64);
+                            let w: [[V::I; 3]; NV] = std::array::from_fn(|v| load::<V, BITS>(line.add(v * lines(BITS) * 64)));
+                            for i in 0..quads(BITS) {
+                                for r in 0..MR {
+                                    let digit = *xq.add(i * MR + r);
+                                    for v in 0..NV {
+                                        match BITS {
+                                            8 => acc[r][v] = V::dot::<true>(acc[r][v], unpack::<V, BITS>(&w[v], i), digit),
+                                            _ => acc[r][v] = V::dot::<false>(acc[r][v], unpack::<V, BITS>(&w[v], i), digit),
+                                        }
+                                    }
+                                }
+                            }
+                            xq = xq.add(quads(BITS) * MR);
+                        }
+                    }
+                    for r in 0..MR {
+                        for v in 0..NV {
+                            let low = V::to_f(acc[r][v]);
+                            d[r][v] = if P == 3 { V::fma(V::splat_f(65536.0), d[r][v], low) } else { low };
+                        }
+                    }
+                } else {
+                    let mut acc = [[[V::splat_i(0); NV]; P]; MR];
+                    for r in 0..MR {
+                        for v in 0..NV {
+                            acc[r][0][v] = zero_term::<V>(a, head, v0 + v, sum(0, r));
+                            if P == 3 {
+                                acc[r][2][v] = zero_term::<V>(a, head, v0 + v, sum(1, r));
+                            }
+                        }
+                    }
+                    let mut xq = x;
+                    for c in 0..block.chunks {
+                        for v in 0..NV {
+                            let line = data.add((c * 4 + v0 + v) * lines(BITS) * 64);
+                            for l in 0..lines(BITS) {
+                                V::prefetch(line.wrapping_add(64 * l + ahead(BITS)));
+                            }
+                            let w = load::<V, BITS>(line);
+                            for i in 0..quads(BITS) {
+                                let xi = opaque(xq.add(i * MR));
+                                let q = unpack::<V, BITS>(&w, i);
+                                for r in 0..MR {
+                                    for p in 0..P {
+                                        let digit = *xi.add(p * plane + r);
+                                        match BITS {
+                                            8 => acc[r][p][v] = V::dot::<true>(acc[r][p][v], q, digit),
+                                            _ => acc[r][p][v] = V::dot::<false>(acc[r][p][v], q, digit),
+                                        }
+                                    }
+                                }
+                            }
+                        }
+                        xq = xq.add(quads(BITS) * MR);
+                    }
+                    for r in 0..MR {
+                        for v in 0..NV {
+                            d[r][v] = match P {
+                                1 => V::to_f(acc[r][0][v]),
+                                2 => V::to_f(V::add_i(V::shl_i::<8>(acc[r][1][v]), acc[r][0][v])),
+                                _ => {
+                                    let low = V::to_f(V::add_i(V::shl_i::<8>(acc[r][1][v]), acc[r][0][v]));
+                                    V::fma(V::splat_f(65536.0), V::to_f(acc[r][2][v]), low)
+                                }
+                            };
+                        }
+                    }
+                }
+                for v in 0..NV {
+                    let s = scales::<V>(a, head, v0 + v);
+                    for r in 0..MR {
+                        let out = a.out.add(r * PANEL + 16 * (v0 + v));
+                        let scale = V::mul_f(s, V::splat_f(*a.x_scales.add(b * MR + r)));
+                        V::store_f(out, V::fma(d[r][v], scale, V::load_f(out)));
+                    }
+                }
+            }
+        }
+    }
+}

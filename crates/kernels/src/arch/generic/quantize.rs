@@ -1,0 +1,104 @@
+//! Activations to integers: one scale a block, 1 to 3 balanced base-256 digits a value.
+
+use crate::arch::vector::Vector;
+use crate::pack::BlockAt;
+
+/// Largest integer of each precision: the largest whose top digit still fits a signed byte.
+pub(crate) const LIMIT: [f32; 3] = [127.0, 32512.0, 8_323_072.0];
+
+/// One row of activations and where its digits go: row `row` of a tile of `rows`.
+pub(crate) struct QuantizeArgs<'a> {
+    /// The row, `[K]`.
+    pub x: &'a [f32],
+    /// Order in which the values stand in the blocks.
+    pub permutation: Option<&'a [u32]>,
+    /// Blocks, in order.
+    pub blocks: &'a [BlockAt],
+    /// Rows of the tile.
+    pub rows: usize,
+    /// This row.
+    pub row: usize,
+    /// `[block][plane][quad][rows]` dwords.
+    pub planes: *mut i32,
+    /// `[block][rows]`.
+    pub scales: *mut f32,
+    /// `[block][1 or 2][rows]`.
+    pub sums: *mut i32,
+}
+
+/// Quantizes one row: `scale = amax / LIMIT`, `v = round(x * (LIMIT / amax))`, ties to even. A block that holds an
+/// infinity or a NaN gets a NaN scale, so that the result is NaN too; one too small to invert (below 2^-100) counts as 0.
+///
+/// # Safety
+/// The instruction set of `V`; blocks lie inside `x` (or the permutation, whose entries do); the three outputs hold
+/// what their docs say.
+#[inline(always)]
+pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
+    let sum_kinds = if P == 3 { 2 } else { 1 };
+    for (b, block) in a.blocks.iter().enumerate() {
+        let mut values = [0.0f32; 128];
+        let source = block.k..block.k + block.len;
+        match a.permutation {
+            None => values[..block.len].copy_from_slice(&a.x[source]),
+            Some(p) => values.iter_mut().zip(&p[source]).for_each(|(v, &k)| *v = a.x[k as usize]),
+        }
+        let vectors = block.len.div_ceil(16);
+        // SAFETY: `values` holds eight vectors; outputs by the contract above.
+        unsafe {
+            let mut max = V::splat_f(0.0);
+            let mut nan = V::splat_f(0.0);
+            for i in 0..vectors {
+                let v = V::load_f(values.as_ptr().add(16 * i));
+                max = V::max_f(V::abs_f(v), max);
+                // x - x is 0 for every finite x and NaN otherwise
+                nan = V::add_f(nan, V::sub_f(v, v));
+            }
+            let amax = V::max_lane(max);
+            let finite = V::sum(nan) == 0.0;
+            let usable = finite && amax >= 7.9e-31;
+            let inverse = if usable { LIMIT[P - 1] / amax } else { 0.0 };
+            let scale = match (finite, usable) {
+                (false, _) => f32::NAN,
+                (true, true) => amax / LIMIT[P - 1],
+                (true, false) => 0.0,
+            };
+            *a.scales.add(b * a.rows + a.row) = scale;
+
+            let plane = block.padded_quads() * a.rows;
+            let base = a.planes.add(block.x_quads * P * a.rows + a.row);
+            let (mut low_sum, mut top_sum) = (0i32, 0i32);
+            for i in 0..vectors.next_multiple_of(2) {
+                let mut v = V::splat_i(0);
+                if i < vectors && usable {
+                    v = V::to_i(V::mul_f(V::load_f(values.as_ptr().add(16 * i)), V::splat_f(inverse)));
+                }
+                let half = V::splat_i(128);
+                let mut digits = [V::low_bytes(v); 3];
+                if P > 1 {
+                    let v1 = V::sar_i::<8>(V::add_i(v, half));
+                    digits[1] = V::low_bytes(v1);
+                    if P > 2 {
+                        digits[2] = V::low_bytes(V::sar_i::<8>(V::add_i(v1, half)));
+                    }
+                }
+                for (p, digits) in digits.iter().enumerate().take(P) {
+                    let weight = [1, 256, 1][p];
+                    let sum: i32 = digits.iter().map(|&d| i32::from(d as i8)).sum();
+                    if p == 2 {
+                        top_sum += sum;
+                    } else {
+                        low_sum += sum * weight;
+                    }
+                    let (dwords, _) = digits.as_chunks::<4>();
+                    for (q, dword) in dwords.iter().enumerate() {
+                        *base.add(p * plane + (4 * i + q) * a.rows) = i32::from_le_bytes(*dword);
+                    }
+                }
+            }
+            *a.sums.add(b * sum_kinds * a.rows + a.row) = low_sum;
+            if P == 3 {
+                *a.sums.add((b * sum_kinds + 1) * a.rows + a.row) = top_sum;
+            }
+        }
+    }
+}

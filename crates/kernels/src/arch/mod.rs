@@ -1,0 +1,144 @@
+//! Instruction sets. `vector` names the operations, `generic` holds every algorithm once, each ISA module implements
+//! the operations and stamps the algorithms out under its `target_feature`s as one table of function pointers.
+
+pub(crate) mod generic;
+pub(crate) mod vector;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+use crate::isa::Isa;
+use generic::{AttendArgs, DenseArgs, QuantizeArgs, TileArgs};
+
+/// A kernel over one panel; see [`generic::panel::tile`].
+pub(crate) type TileFn = unsafe fn(&TileArgs);
+/// A kernel over one dense panel; see [`generic::dense::tile`].
+pub(crate) type DenseFn = unsafe fn(&DenseArgs);
+
+/// Every kernel of one instruction set.
+pub(crate) struct Kernels {
+    pub isa: Isa,
+    /// Rows that a tile kernel exists for, ascending, by number of activation planes - 1.
+    pub tile_rows: [&'static [usize]; 3],
+    /// The kernel for a panel of `bits`, activations of `planes`, tiles of `rows`.
+    pub tile: fn(bits: u32, planes: usize, rows: usize) -> Option<TileFn>,
+    /// Rows that a dense kernel exists for, ascending.
+    pub dense_rows: &'static [usize],
+    /// The kernel for dense weights of an element size class (see [`generic::dense::Element`]) and tiles of `rows`.
+    pub dense: fn(generic::dense::Element, usize) -> Option<DenseFn>,
+    /// Quantizes one row of activations, by number of planes - 1.
+    pub quantize: [unsafe fn(&QuantizeArgs); 3],
+    /// Attention of a few query rows over the KV pages of one head, f16 then f32 pages.
+    pub attend: [unsafe fn(&AttendArgs); 2],
+    /// Root mean square norm of one row: `(x, weight, eps, out)`.
+    pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    /// `gate[i] = silu(gate[i]) * up[i]`.
+    pub silu_mul: unsafe fn(&mut [f32], &[f32]),
+    /// Rounds to half precision.
+    pub to_f16: unsafe fn(&[f32], &mut [u16]),
+}
+
+/// Stamps the generic algorithms out for one implementation of `Vector`.
+macro_rules! stamp {
+    (
+        isa: $isa:ident,
+        features: [$($feature:literal)?],
+        tiles: { $($planes:literal: [$($rows:literal => ($nv:literal, $seq:literal)),* $(,)?]),* $(,)? },
+        dense: [$($drows:literal => $dnv:literal),* $(,)?],
+    ) => {
+        use super::generic;
+        use super::{DenseFn, Kernels, TileFn};
+
+        // SAFETY of the functions below: the dispatcher hands this table out only on a CPU that has the features;
+        // their other preconditions are those of the generic algorithm that each one instantiates.
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn tile<const BITS: u32, const P: usize, const MR: usize, const NV: usize, const SEQ: bool>(a: &generic::TileArgs) {
+            // SAFETY: see above.
+            unsafe { generic::panel::tile::<$isa, BITS, P, MR, NV, SEQ>(a) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn dense_tile<const E: u8, const MR: usize, const NV: usize>(a: &generic::DenseArgs) {
+            // SAFETY: see above.
+            unsafe { generic::dense::tile::<$isa, E, MR, NV>(a) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn quantize<const P: usize>(a: &generic::QuantizeArgs) {
+            // SAFETY: see above.
+            unsafe { generic::quantize::row::<$isa, P>(a) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn attend<const HALF: bool>(a: &generic::AttendArgs) {
+            // SAFETY: see above.
+            unsafe { generic::attention::attend::<$isa, HALF>(a) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+            // SAFETY: see above.
+            unsafe { generic::elementwise::rms_norm::<$isa>(x, weight, eps, out) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn silu_mul(gate: &mut [f32], up: &[f32]) {
+            // SAFETY: see above.
+            unsafe { generic::elementwise::silu_mul::<$isa>(gate, up) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn to_f16(x: &[f32], out: &mut [u16]) {
+            // SAFETY: see above.
+            unsafe { generic::elementwise::to_f16::<$isa>(x, out) }
+        }
+
+        fn tile_for(bits: u32, planes: usize, rows: usize) -> Option<TileFn> {
+            match (bits, planes, rows) {
+                $($(
+                    (2, $planes, $rows) => Some(tile::<2, $planes, $rows, $nv, $seq>),
+                    (3, $planes, $rows) => Some(tile::<3, $planes, $rows, $nv, $seq>),
+                    (4, $planes, $rows) => Some(tile::<4, $planes, $rows, $nv, $seq>),
+                    (8, $planes, $rows) => Some(tile::<8, $planes, $rows, $nv, $seq>),
+                )*)*
+                _ => None,
+            }
+        }
+
+        fn dense_for(element: generic::dense::Element, rows: usize) -> Option<DenseFn> {
+            use generic::dense::Element::{BF16, F16, F32};
+            match (element, rows) {
+                $(
+                    (F16, $drows) => Some(dense_tile::<{ F16 as u8 }, $drows, $dnv>),
+                    (BF16, $drows) => Some(dense_tile::<{ BF16 as u8 }, $drows, $dnv>),
+                    (F32, $drows) => Some(dense_tile::<{ F32 as u8 }, $drows, $dnv>),
+                )*
+                _ => None,
+            }
+        }
+
+        pub(super) static KERNELS: Kernels = Kernels {
+            isa: crate::isa::Isa::$isa,
+            tile_rows: [$(&[$($rows),*]),*],
+            tile: tile_for,
+            dense_rows: &[$($drows),*],
+            dense: dense_for,
+            quantize: [quantize::<1>, quantize::<2>, quantize::<3>],
+            attend: [attend::<true>, attend::<false>],
+            rms_norm,
+            silu_mul,
+            to_f16,
+        };
+    };
+}
+use stamp;
+
+/// The table of `isa`. The caller must have checked [`Isa::is_available`].
+pub(crate) fn kernels(isa: Isa) -> &'static Kernels {
+    match isa {
+        Isa::Scalar => &scalar::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => &avx2::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => &avx512::KERNELS,
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => &scalar::KERNELS,
+    }
+}

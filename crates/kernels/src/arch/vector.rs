@@ -1,0 +1,117 @@
+//! The few operations a kernel needs, on sixteen 32-bit lanes.
+//!
+//! Sixteen lanes on every instruction set, so that an algorithm written once over [`Vector`] adds the same numbers in
+//! the same order everywhere: its results are the same to the last bit whether a lane set is one 512-bit register, two
+//! of 256 bits or an array.
+
+/// Sixteen 32-bit lanes. `I` holds integers (or 64 bytes), `F` floats.
+///
+/// # Safety
+/// Every method needs the instruction set that the implementing type names; pointers need not be aligned but must be
+/// valid for the bytes named.
+pub(crate) trait Vector: Copy {
+    /// Sixteen `i32`, or one 64-byte line.
+    type I: Copy;
+    /// Sixteen `f32`.
+    type F: Copy;
+
+    /// Loads 64 bytes.
+    unsafe fn load_i(p: *const u8) -> Self::I;
+    /// Loads 16 bytes, zero-extended to lanes.
+    unsafe fn load_u8(p: *const u8) -> Self::I;
+    /// Loads 16 `u16`, zero-extended to lanes.
+    unsafe fn load_u16(p: *const u8) -> Self::I;
+    /// `v` in every lane.
+    unsafe fn splat_i(v: i32) -> Self::I;
+    /// Wrapping sum.
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
+    /// Low 32 bits of the product.
+    unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I;
+    /// Bitwise and.
+    unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I;
+    /// Bitwise or.
+    unsafe fn or_i(a: Self::I, b: Self::I) -> Self::I;
+    /// Logical shift right of each lane.
+    unsafe fn shr_i<const N: u32>(a: Self::I) -> Self::I;
+    /// Arithmetic shift right of each lane.
+    unsafe fn sar_i<const N: u32>(a: Self::I) -> Self::I;
+    /// Shift left of each lane.
+    unsafe fn shl_i<const N: u32>(a: Self::I) -> Self::I;
+    /// Adds to each lane the dot product of its four unsigned bytes in `w` with the four signed bytes of `x`.
+    /// `WIDE` says that bytes of `w` may exceed 127 (which needs more work without VNNI).
+    unsafe fn dot<const WIDE: bool>(acc: Self::I, w: Self::I, x: i32) -> Self::I;
+    /// The low byte of each lane.
+    unsafe fn low_bytes(a: Self::I) -> [u8; 16];
+
+    /// Nearest float, ties to even.
+    unsafe fn to_f(a: Self::I) -> Self::F;
+    /// Nearest integer, ties to even.
+    unsafe fn to_i(a: Self::F) -> Self::I;
+    /// The same bits as floats.
+    unsafe fn bits_f(a: Self::I) -> Self::F;
+
+    /// Loads 16 floats.
+    unsafe fn load_f(p: *const f32) -> Self::F;
+    /// Stores 16 floats.
+    unsafe fn store_f(p: *mut f32, v: Self::F);
+    /// Loads 16 half floats.
+    unsafe fn load_f16(p: *const u8) -> Self::F;
+    /// Stores 16 floats rounded to half, ties to even.
+    unsafe fn store_f16(p: *mut u16, v: Self::F);
+    /// Loads 16 brain floats.
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u8) -> Self::F {
+        // SAFETY: the caller's instruction set and pointer.
+        unsafe { Self::bits_f(Self::shl_i::<16>(Self::load_u16(p))) }
+    }
+    /// `v` in every lane.
+    unsafe fn splat_f(v: f32) -> Self::F;
+    /// Sum.
+    unsafe fn add_f(a: Self::F, b: Self::F) -> Self::F;
+    /// Difference.
+    unsafe fn sub_f(a: Self::F, b: Self::F) -> Self::F;
+    /// Product.
+    unsafe fn mul_f(a: Self::F, b: Self::F) -> Self::F;
+    /// Quotient.
+    unsafe fn div_f(a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c` with one rounding.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger of the two lanes; the second if either is NaN (as x86 does).
+    unsafe fn max_f(a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller of the two lanes; the second if either is NaN.
+    unsafe fn min_f(a: Self::F, b: Self::F) -> Self::F;
+    /// Magnitude.
+    unsafe fn abs_f(a: Self::F) -> Self::F;
+
+    /// Asks for the cache line at `p` (a hint; any address).
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
+
+    /// The lanes as an array.
+    #[inline(always)]
+    unsafe fn lanes(a: Self::F) -> [f32; 16] {
+        let mut out = [0.0; 16];
+        // SAFETY: `out` holds 16 floats; the caller's instruction set.
+        unsafe { Self::store_f(out.as_mut_ptr(), a) };
+        out
+    }
+    /// The sum of the lanes, by halves: lane i + lane i+8, then i+4, i+2, i+1.
+    #[inline(always)]
+    unsafe fn sum(a: Self::F) -> f32 {
+        // SAFETY: the caller's instruction set.
+        let mut v = unsafe { Self::lanes(a) };
+        for step in [8, 4, 2, 1] {
+            for i in 0..step {
+                v[i] += v[i + step];
+            }
+        }
+        v[0]
+    }
+    /// The largest lane.
+    #[inline(always)]
+    unsafe fn max_lane(a: Self::F) -> f32 {
+        // SAFETY: the caller's instruction set.
+        let v = unsafe { Self::lanes(a) };
+        v.iter().fold(v[0], |m, &x| if x > m { x } else { m })
+    }
+}

@@ -1,0 +1,259 @@
+//! A backend: one instruction set and one pool of threads, and the operations a network is made of.
+
+use crate::activations::{Activations, Out, QuantizedInput, Tile, tiles};
+use crate::arch::generic::dense::Element;
+use crate::arch::generic::{DenseArgs, TileArgs};
+use crate::arch::{self, Kernels};
+use crate::pack::{PANEL, PackedDense, PackedMatrix};
+use crate::threads::Pool;
+use crate::{Isa, KernelError};
+use billfish_tensor::DType;
+use std::sync::Arc;
+
+/// Weight bytes that one claim of a thread should cover: long enough to hide the claim, short enough to balance.
+const CHUNK_BYTES: usize = 96 * 1024;
+
+/// A weight in kernel layout.
+pub enum Weight {
+    /// Integer codes.
+    Quantized(PackedMatrix),
+    /// Floats.
+    Dense(PackedDense),
+}
+
+impl Weight {
+    /// K: length of the input vector.
+    pub fn in_features(&self) -> usize {
+        match self {
+            Weight::Quantized(w) => w.in_features,
+            Weight::Dense(w) => w.in_features,
+        }
+    }
+
+    /// N: length of the output vector.
+    pub fn out_features(&self) -> usize {
+        match self {
+            Weight::Quantized(w) => w.out_features,
+            Weight::Dense(w) => w.out_features,
+        }
+    }
+
+    /// Bytes that the packed weight takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Weight::Quantized(w) => w.bytes(),
+            Weight::Dense(w) => w.bytes(),
+        }
+    }
+
+    /// Name of the kernel's layout, for reports.
+    pub fn kernel(&self) -> &'static str {
+        match self {
+            Weight::Quantized(w) => w.kernel(),
+            Weight::Dense(w) => match w.dtype {
+                DType::F16 => "dense-f16",
+                DType::BF16 => "dense-bf16",
+                _ => "dense-f32",
+            },
+        }
+    }
+
+    fn panel_bytes(&self) -> usize {
+        match self {
+            Weight::Quantized(w) => w.panel_bytes,
+            Weight::Dense(w) => w.in_features * PANEL * w.dtype.size(),
+        }
+    }
+}
+
+/// Buffers that a matmul keeps from call to call, so that a decode step allocates nothing.
+#[derive(Default)]
+pub struct MatmulScratch {
+    inputs: Vec<QuantizedInput>,
+    tiles: Vec<Tile>,
+    chunks: Vec<Chunk>,
+}
+
+/// Panels `from..to` of product `product`, with quantized input `input` if the weight is quantized.
+#[derive(Clone, Copy)]
+struct Chunk {
+    product: usize,
+    input: usize,
+    from: usize,
+    to: usize,
+}
+
+/// One instruction set and one pool of threads.
+pub struct Backend {
+    pub(crate) kernels: &'static Kernels,
+    pub(crate) pool: Pool,
+}
+
+impl Backend {
+    /// A backend for `isa` that works with `threads` threads, the caller's included.
+    ///
+    /// # Errors
+    /// [`KernelError::IsaMissing`] if the machine lacks `isa`, [`KernelError::Threads`] if threads cannot be started.
+    pub fn new(isa: Isa, threads: usize) -> Result<Self, KernelError> {
+        let isa = Isa::choose(Some(isa.name()))?;
+        Ok(Self { kernels: arch::kernels(isa), pool: Pool::new(threads)? })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.kernels.isa
+    }
+
+    /// Threads in use, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// The pool.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// `out = x · W + bias` for several weights with the same input, in one region of the pool: `x` is `[m, K]`, each
+    /// `out` `[m, N]`, all row-major. A row of `out` depends on its own row of `x` only, and its bits depend neither on
+    /// `m`, nor on the threads, nor on the instruction set.
+    ///
+    /// # Panics
+    /// If the sizes do not fit.
+    pub fn matmul(
+        &self,
+        scratch: &mut MatmulScratch,
+        x: &[f32],
+        m: usize,
+        activations: Activations,
+        products: &mut [(&Weight, &mut [f32])],
+    ) {
+        let MatmulScratch { inputs, tiles: dense_tiles, chunks } = scratch;
+        tiles(m, self.kernels.dense_rows, dense_tiles);
+        chunks.clear();
+        let mut distinct = 0;
+        for i in 0..products.len() {
+            let weight = products[i].0;
+            assert_eq!(x.len(), m * weight.in_features(), "x must be [M, K]");
+            assert_eq!(products[i].1.len(), m * weight.out_features(), "out must be [M, N]");
+            let mut input = 0;
+            if let Weight::Quantized(w) = weight {
+                let same = chunks.iter().rev().find_map(|c: &Chunk| match products[c.product].0 {
+                    Weight::Quantized(other) if Arc::ptr_eq(&w.order, &other.order) => Some(c.input),
+                    _ => None,
+                });
+                input = same.unwrap_or_else(|| {
+                    if inputs.len() == distinct {
+                        inputs.push(QuantizedInput::default());
+                    }
+                    inputs[distinct].fill(self.kernels, &self.pool, w, x, m, activations);
+                    distinct += 1;
+                    distinct - 1
+                });
+            }
+            let panels = weight.out_features().div_ceil(PANEL);
+            let step = (CHUNK_BYTES / weight.panel_bytes().max(1)).clamp(1, panels);
+            chunks.extend((0..panels).step_by(step).map(|from| Chunk { product: i, input, from, to: (from + step).min(panels) }));
+        }
+        // SAFETY (of the writes below): each chunk writes columns of its own of one `out`, whose length was checked.
+        let outs = products.iter_mut().map(|(w, out)| (*w, Out(out.as_mut_ptr())));
+        let mut flat: [Option<(&Weight, Out<f32>)>; 4] = [None; 4];
+        let count = outs.len();
+        assert!(count <= flat.len(), "at most four weights share an input");
+        flat.iter_mut().zip(outs).for_each(|(f, o)| *f = Some(o));
+        let (inputs, dense_tiles) = (&*inputs, &*dense_tiles);
+        let work = |i: usize| {
+            let c = chunks[i];
+            let Some((weight, out)) = flat[c.product] else { return };
+            for p in c.from..c.to {
+                match weight {
+                    Weight::Quantized(w) => self.quantized_panel(w, &inputs[c.input], p, out),
+                    Weight::Dense(w) => self.dense_panel(w, dense_tiles, x, p, out),
+                }
+            }
+        };
+        self.pool.run(chunks.len(), &work);
+    }
+
+    fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, p: usize, out: Out<f32>) {
+        let panel = w.panel(p);
+        let mut result = [0.0f32; PANEL * MAX_ROWS];
+        for t in &input.tiles {
+            let (digits, scales, sums) = input.tile(t);
+            let kernel = (self.kernels.tile)(w.panel_bits, input.planes, t.rows).expect("tiles are cut to sizes that have kernels");
+            // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
+            // activations were quantized for the same blocks, and `result` holds MAX_ROWS rows.
+            unsafe {
+                kernel(&TileArgs {
+                    panel: panel.as_ptr(),
+                    blocks: &w.blocks,
+                    scale: w.scale,
+                    zero: w.zero,
+                    x: digits.as_ptr(),
+                    x_scales: scales.as_ptr(),
+                    x_sums: sums.as_ptr(),
+                    out: result.as_mut_ptr(),
+                });
+            }
+            store(&result, t, p, w.out_features, w.bias.as_deref(), out);
+        }
+    }
+
+    fn dense_panel(&self, w: &PackedDense, tiles: &[Tile], x: &[f32], p: usize, out: Out<f32>) {
+        let element = match w.dtype {
+            DType::F16 => Element::F16,
+            DType::BF16 => Element::BF16,
+            _ => Element::F32,
+        };
+        let k = w.in_features;
+        let mut result = [0.0f32; PANEL * MAX_ROWS];
+        for t in tiles {
+            let kernel = (self.kernels.dense)(element, t.rows).expect("tiles are cut to sizes that have kernels");
+            // padding rows read the first row again; their results are dropped
+            let rows = std::array::from_fn(|r| x[(t.start + if r < t.count { r } else { 0 }) * k..].as_ptr());
+            // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, the rows K floats each,
+            // `result` MAX_ROWS rows.
+            unsafe { kernel(&DenseArgs { panel: w.panel(p).as_ptr(), k, x: rows, out: result.as_mut_ptr() }) };
+            store(&result, t, p, w.out_features, w.bias.as_deref(), out);
+        }
+    }
+
+    /// `out = x / rms(x) * weight` for each row of `x`, `[m, weight.len()]`.
+    ///
+    /// # Panics
+    /// If the sizes do not fit.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert_eq!(x.len(), out.len());
+        for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+            // SAFETY: the table's instruction set is available; the kernel checks lengths.
+            unsafe { (self.kernels.rms_norm)(x, weight, eps, out) };
+        }
+    }
+
+    /// `gate = silu(gate) * up`, element by element.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        // SAFETY: the table's instruction set is available; the kernel checks lengths.
+        unsafe { (self.kernels.silu_mul)(gate, up) }
+    }
+}
+
+/// Rows of the largest tile of any kernel.
+const MAX_ROWS: usize = 12;
+
+/// Copies the real rows and columns of a panel's result to `out`, `[M, n]`, and adds the bias.
+fn store(result: &[f32], t: &Tile, p: usize, n: usize, bias: Option<&[f32]>, out: Out<f32>) {
+    let cols = PANEL.min(n - p * PANEL);
+    for r in 0..t.count {
+        let row = &result[r * PANEL..r * PANEL + cols];
+        let at = out.at((t.start + r) * n + p * PANEL);
+        // SAFETY: row `start + r` and these columns lie inside `out`, and no other chunk writes them.
+        let place = unsafe { std::slice::from_raw_parts_mut(at, cols) };
+        match bias {
+            None => place.copy_from_slice(row),
+            Some(b) => place.iter_mut().zip(row).zip(&b[p * PANEL..]).for_each(|((o, &v), &b)| *o = v + b),
+        }
+    }
+}

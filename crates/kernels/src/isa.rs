@@ -1,0 +1,94 @@
+//! Which instruction set runs. Chosen once, at run time; never a fallback from one that was asked for.
+
+use crate::KernelError;
+
+/// An instruction set with kernels of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// Portable code.
+    Scalar,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, VL, DQ and VNNI.
+    Avx512,
+}
+
+/// Names that `BILLFISH_ISA` takes.
+pub const ISA_NAMES: &str = "scalar, avx2, avx512";
+
+impl Isa {
+    /// All of them, slowest first.
+    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether this machine has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                Isa::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// Those that this machine has, slowest first.
+    pub fn available() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|i| i.is_available())
+    }
+
+    /// The one called `name`, or the best of the machine if none is named.
+    ///
+    /// # Errors
+    /// [`KernelError::IsaUnknown`] for a name that is none, [`KernelError::IsaMissing`] for one the machine lacks.
+    pub fn choose(name: Option<&str>) -> Result<Isa, KernelError> {
+        let Some(name) = name else {
+            return Ok(Isa::available().last().unwrap_or(Isa::Scalar));
+        };
+        let isa = Isa::ALL.into_iter().find(|i| i.name() == name);
+        let isa = isa.ok_or_else(|| KernelError::IsaUnknown { found: name.into(), expected: ISA_NAMES })?;
+        if isa.is_available() {
+            Ok(isa)
+        } else {
+            let found = Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ");
+            Err(KernelError::IsaMissing { isa: isa.name(), found })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_choose_and_unknown_names_do_not() {
+        assert_eq!(Isa::choose(Some("scalar")), Ok(Isa::Scalar));
+        assert!(Isa::choose(None).unwrap().is_available());
+        let message = Isa::choose(Some("sse9")).unwrap_err().to_string();
+        assert!(message.contains("sse9") && message.contains("avx512"), "{message}");
+    }
+
+    #[test]
+    fn one_that_is_missing_is_an_error() {
+        for isa in Isa::ALL {
+            assert_eq!(Isa::choose(Some(isa.name())).is_ok(), isa.is_available());
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Numbers in, numbers out: matmul from packed weights, attention and norms, for every instruction set, chosen at run
+//! time.
+//!
+//! The weights of a quantized matrix are small integers, so the activations are made integers too (8, 16 or 24 bits,
+//! [`Activations`]), and every sum inside a block is exact. One epilogue formula everywhere makes the bits of a result
+//! independent of batch, threads and instruction set.
+//!
+//! The crate reads no file and knows no file format: it packs from [`billfish_tensor::QuantMatrix`].
+//!
+//! ```
+//! use billfish_kernels::{Activations, Backend, Isa, MatmulScratch, PackedMatrix, Weight};
+//! use billfish_tensor::{Codes, Groups, QuantMatrix, ScaleValues, Zeros};
+//!
+//! let codes = Codes::Bytes(vec![9, 7]); // two rows, one column
+//! let m = QuantMatrix::new(2, 1, 4, codes, ScaleValues::F32(vec![0.5]), Zeros::Midpoint, Groups::Contiguous { size: 2 }, None)?;
+//! let weight = Weight::Quantized(PackedMatrix::new(&m)?);
+//! let backend = Backend::new(Isa::choose(None)?, 1)?;
+//! let mut y = [0.0];
+//! backend.matmul(&mut MatmulScratch::default(), &[2.0, 4.0], 1, Activations::Strict, &mut [(&weight, &mut y)]);
+//! assert!((y[0] - (0.5 * 2.0 - 0.5 * 4.0)).abs() < 1e-6);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod activations;
+mod aligned;
+mod arch;
+mod backend;
+mod error;
+mod isa;
+mod kv;
+mod pack;
+mod threads;
+
+pub use activations::Activations;
+pub use backend::{Backend, MatmulScratch, Weight};
+pub use error::KernelError;
+pub use isa::{ISA_NAMES, Isa};
+pub use kv::{AttentionScratch, KvLayer, KvType};
+pub use pack::{PackedDense, PackedMatrix};
+pub use threads::Pool;

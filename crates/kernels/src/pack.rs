@@ -1,0 +1,397 @@
+//! The one weight layout: K4N16 lines in panels of 64 columns.
+//!
+//! ```text
+//! panel  = 64 columns, one linear stream: [group]{ head | blocks }
+//! head   = 64 scales in their stored precision | 64 zero points (absent when all are the midpoint)
+//! block  = at most 128 rows of one group: [chunk][v = 0..4][line of the chunk]
+//! line   = 64 bytes: dword lane n = column 16 v + n, byte j of the lane = row 4 i + j of the chunk's quads i
+//! ```
+//!
+//! | bits | lines | rows of a chunk | byte of a line, `q_i` = code of quad i |
+//! |---|---|---|---|
+//! | 8 (and 5, 6, 7) | 1 | 4 | `q_0` |
+//! | 4 | 1 | 8 | `q_0 \| q_1 << 4` |
+//! | 2 | 1 | 16 | `q_0 \| q_1 << 2 \| q_2 << 4 \| q_3 << 6` |
+//! | 3 | 3 | 32 | `L0 = q_0 \| q_1 << 3 \| (q_6 & 3) << 6`, `L1 = q_2 \| q_3 << 3 \| (q_7 & 3) << 6`, `L2 = q_4 \| q_5 << 3 \| (q_6 >> 2) << 6 \| (q_7 >> 2) << 7` |
+//!
+//! Rows stand in group order (a stable sort by group; the activations are permuted alike), so any `g_idx` is contiguous
+//! groups. A block that is not a whole number of chunks is padded with code 0, which meets activation 0; missing columns
+//! of the last panel are padded too. Any K, N and group size fits.
+
+use crate::KernelError;
+use crate::aligned::AlignedBytes;
+use billfish_tensor::{DType, DenseTensor, QuantMatrix, RowOrder, ScaleValues, Zeros};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Columns of a panel.
+pub(crate) const PANEL: usize = 64;
+/// Most rows of a block: the activations have one scale a block, and 128 products of two bytes stay far inside an `i32`.
+pub(crate) const BLOCK: usize = 128;
+
+/// How scales are stored in a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ScaleKind {
+    F16,
+    BF16,
+    F32,
+}
+
+impl ScaleKind {
+    /// Bytes of one scale.
+    pub fn bytes(self) -> usize {
+        if self == ScaleKind::F32 { 4 } else { 2 }
+    }
+}
+
+/// How zero points are stored in a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ZeroKind {
+    /// Not at all: this value everywhere.
+    Midpoint(u16),
+    /// One byte each.
+    U8,
+    /// Two bytes each (8-bit codes with a zero point of 256).
+    U16,
+}
+
+impl ZeroKind {
+    fn bytes(self) -> usize {
+        match self {
+            ZeroKind::Midpoint(_) => 0,
+            ZeroKind::U8 => 1,
+            ZeroKind::U16 => 2,
+        }
+    }
+}
+
+/// Where a block lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BlockAt {
+    /// First row, in group order.
+    pub k: usize,
+    /// Rows.
+    pub len: usize,
+    /// Chunks of weights.
+    pub chunks: usize,
+    /// Byte offset of the group's head in the panel.
+    pub head: usize,
+    /// Byte offset of the block's first line in the panel.
+    pub data: usize,
+    /// Quads of activations before this block (each block takes [`BlockAt::padded_quads`]).
+    pub x_quads: usize,
+}
+
+impl BlockAt {
+    /// Quads of activations of this block: whole runs of 32 rows, which every chunk size divides.
+    pub fn padded_quads(&self) -> usize {
+        self.len.div_ceil(32) * 8
+    }
+}
+
+/// Width of a panel's codes: 5, 6 and 7 bits use the 8-bit panel.
+pub(crate) fn panel_bits(bits: u32) -> u32 {
+    if bits > 4 { 8 } else { bits }
+}
+
+/// Rows of a chunk and lines of a chunk.
+fn chunk_shape(panel_bits: u32) -> (usize, usize) {
+    match panel_bits {
+        2 => (16, 1),
+        3 => (32, 3),
+        4 => (8, 1),
+        _ => (4, 1),
+    }
+}
+
+/// A quantized weight in kernel layout.
+pub struct PackedMatrix {
+    pub(crate) in_features: usize,
+    pub(crate) out_features: usize,
+    bits: u32,
+    pub(crate) panel_bits: u32,
+    pub(crate) scale: ScaleKind,
+    pub(crate) zero: ZeroKind,
+    pub(crate) order: Arc<RowOrder>,
+    pub(crate) blocks: Vec<BlockAt>,
+    pub(crate) panel_bytes: usize,
+    data: AlignedBytes,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl PackedMatrix {
+    /// Packs `m`, strips of columns in parallel. Besides the result it needs K bytes for each column of the strips in
+    /// work, never a dequantized or a byte-wide copy of the matrix.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] if the packed size overflows.
+    pub fn new(m: &QuantMatrix) -> Result<Self, KernelError> {
+        let (k, n) = (m.in_features(), m.out_features());
+        let overflow = || KernelError::Shape { in_features: k, out_features: n, reason: "the packed size does not fit in memory".into() };
+        let scale = match m.scales() {
+            ScaleValues::F16(_) => ScaleKind::F16,
+            ScaleValues::BF16(_) => ScaleKind::BF16,
+            ScaleValues::F32(_) => ScaleKind::F32,
+        };
+        let zero = match m.zeros() {
+            Zeros::Midpoint => ZeroKind::Midpoint(1 << (m.bits() - 1)),
+            Zeros::PerGroup(z) if z.iter().any(|&z| z > 255) => ZeroKind::U16,
+            Zeros::PerGroup(_) => ZeroKind::U8,
+        };
+        let order = m.row_order();
+        let panel_bits = panel_bits(m.bits());
+        let (blocks, panel_bytes) = layout(&order, panel_bits, PANEL * (scale.bytes() + zero.bytes()));
+        let panels = n.div_ceil(PANEL);
+        let total = panels.checked_mul(panel_bytes).filter(|&t| t <= isize::MAX as usize).ok_or_else(overflow)?;
+        let mut data = AlignedBytes::zeroed(total);
+        let mut packed = Self {
+            in_features: k,
+            out_features: n,
+            bits: m.bits(),
+            panel_bits,
+            scale,
+            zero,
+            order: Arc::new(order),
+            blocks,
+            panel_bytes,
+            data: AlignedBytes::zeroed(0),
+            bias: m.bias().map(<[f32]>::to_vec),
+        };
+        data.as_mut_slice().par_chunks_mut(panel_bytes).enumerate().for_each(|(p, panel)| packed.fill_panel(m, p, panel));
+        packed.data = data;
+        Ok(packed)
+    }
+
+    /// Writes panel `p`.
+    fn fill_panel(&self, m: &QuantMatrix, p: usize, panel: &mut [u8]) {
+        let (k, n) = (self.in_features, self.out_features);
+        let cols = p * PANEL..n.min((p + 1) * PANEL);
+        let width = cols.len();
+        // all rows of these columns as bytes: K * 64
+        let mut codes = vec![0u8; k * width];
+        for k0 in (0..k).step_by(32) {
+            let rows = (k - k0).min(32);
+            m.codes().unpack_rows(m.bits(), n, k0, cols.clone(), &mut codes[k0 * width..(k0 + rows) * width]);
+        }
+        let mut head_done = usize::MAX;
+        let mut group = 0;
+        let mut rows_left = 0;
+        for block in &self.blocks {
+            if block.head != head_done {
+                while rows_left == 0 {
+                    rows_left = self.order.group_rows[group] as usize;
+                    group += 1;
+                }
+                self.fill_head(m, group - 1, cols.clone(), &mut panel[block.head..]);
+                head_done = block.head;
+            }
+            rows_left -= block.len;
+            self.fill_block(block, &codes, width, &mut panel[block.data..]);
+        }
+    }
+
+    fn fill_head(&self, m: &QuantMatrix, group: usize, cols: std::ops::Range<usize>, head: &mut [u8]) {
+        let size = self.scale.bytes();
+        for (i, col) in cols.enumerate() {
+            let at = group * self.out_features + col;
+            let place = &mut head[i * size..(i + 1) * size];
+            match m.scales() {
+                ScaleValues::F16(v) => place.copy_from_slice(&v[at].to_le_bytes()),
+                ScaleValues::BF16(v) => place.copy_from_slice(&v[at].to_le_bytes()),
+                ScaleValues::F32(v) => place.copy_from_slice(&v[at].to_le_bytes()),
+            }
+            let z = m.zero(group, col).to_le_bytes();
+            let place = PANEL * size + i * self.zero.bytes();
+            head[place..place + self.zero.bytes()].copy_from_slice(&z[..self.zero.bytes()]);
+        }
+    }
+
+    fn fill_block(&self, block: &BlockAt, codes: &[u8], width: usize, data: &mut [u8]) {
+        const NONE: [u8; PANEL] = [0; PANEL];
+        let (rows, lines) = chunk_shape(self.panel_bits);
+        // code of row `i` of the block, as a slice over the panel's columns
+        let row = |i: usize| {
+            if i >= block.len {
+                return &NONE[..width];
+            }
+            let k = self.order.permutation.as_ref().map_or(block.k + i, |p| p[block.k + i] as usize);
+            &codes[k * width..(k + 1) * width]
+        };
+        for c in 0..block.chunks {
+            for j in 0..4 {
+                let quad: [&[u8]; 8] = std::array::from_fn(|i| if 4 * i < rows { row(c * rows + 4 * i + j) } else { &NONE[..width] });
+                for col in 0..width {
+                    let q: [u8; 8] = std::array::from_fn(|i| quad[i][col]);
+                    let bytes = match self.panel_bits {
+                        2 => [q[0] | q[1] << 2 | q[2] << 4 | q[3] << 6, 0, 0],
+                        3 => [
+                            q[0] | q[1] << 3 | (q[6] & 3) << 6,
+                            q[2] | q[3] << 3 | (q[7] & 3) << 6,
+                            q[4] | q[5] << 3 | (q[6] >> 2) << 6 | (q[7] >> 2) << 7,
+                        ],
+                        4 => [q[0] | q[1] << 4, 0, 0],
+                        _ => [q[0], 0, 0],
+                    };
+                    let line = (c * 4 + col / 16) * lines;
+                    for (l, byte) in bytes[..lines].iter().enumerate() {
+                        data[(line + l) * 64 + col % 16 * 4 + j] = *byte;
+                    }
+                }
+            }
+        }
+    }
+
+    /// K: length of the input vector.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// N: length of the output vector.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// Width of a code as the file had it.
+    pub fn bits(&self) -> u32 {
+        self.bits
+    }
+
+    /// Bytes that the packed weight takes.
+    pub fn bytes(&self) -> usize {
+        self.data.as_slice().len()
+    }
+
+    /// Name of the kernel's layout, for reports.
+    pub fn kernel(&self) -> &'static str {
+        match self.panel_bits {
+            2 => "k4n16-w2",
+            3 => "k4n16-w3",
+            4 => "k4n16-w4",
+            _ => "k4n16-w8",
+        }
+    }
+
+    /// Takes over `other`'s row order if it is equal, so that modules with one input share one permutation and their
+    /// activations are quantized once.
+    pub fn share_order(&mut self, other: &PackedMatrix) {
+        if self.order == other.order {
+            self.order = Arc::clone(&other.order);
+        }
+    }
+
+    /// First byte of panel `p`.
+    pub(crate) fn panel(&self, p: usize) -> &[u8] {
+        &self.data.as_slice()[p * self.panel_bytes..(p + 1) * self.panel_bytes]
+    }
+}
+
+/// Blocks of a panel and its bytes.
+fn layout(order: &RowOrder, panel_bits: u32, head_bytes: usize) -> (Vec<BlockAt>, usize) {
+    let (chunk_rows, chunk_lines) = chunk_shape(panel_bits);
+    let (mut blocks, mut k, mut at, mut x_quads) = (vec![], 0, 0, 0);
+    for &rows in order.group_rows.iter().filter(|&&r| r > 0) {
+        let head = at;
+        at += head_bytes.next_multiple_of(64);
+        let end = k + rows as usize;
+        while k < end {
+            let len = (end - k).min(BLOCK);
+            let chunks = len.div_ceil(chunk_rows);
+            let block = BlockAt { k, len, chunks, head, data: at, x_quads };
+            at += chunks * 4 * chunk_lines * 64;
+            x_quads += block.padded_quads();
+            blocks.push(block);
+            k += len;
+        }
+    }
+    (blocks, at)
+}
+
+/// A dense weight in kernel layout: panels of 64 columns, `[K][64]` elements in their stored precision.
+pub struct PackedDense {
+    pub(crate) in_features: usize,
+    pub(crate) out_features: usize,
+    pub(crate) dtype: DType,
+    data: AlignedBytes,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl PackedDense {
+    /// Packs a weight stored `[N, K]`, as files store dense linear layers and embeddings.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] if the tensor is not a matrix, the bias does not fit, or the size overflows.
+    pub fn new(weight: &DenseTensor, bias: Option<Vec<f32>>) -> Result<Self, KernelError> {
+        let &[n, k] = weight.shape() else {
+            return Err(KernelError::Shape {
+                in_features: 0,
+                out_features: 0,
+                reason: format!("a weight must have two dimensions, found {:?}", weight.shape()),
+            });
+        };
+        let wrong = |reason: String| KernelError::Shape { in_features: k, out_features: n, reason };
+        if k == 0 || n == 0 {
+            return Err(wrong("K and N must be at least 1".into()));
+        }
+        if let Some(b) = bias.as_ref().filter(|b| b.len() != n) {
+            return Err(wrong(format!("a bias of {} elements", b.len())));
+        }
+        let size = weight.dtype().size();
+        let panel_bytes = k * PANEL * size;
+        let total = n.div_ceil(PANEL).checked_mul(panel_bytes).filter(|&t| t <= isize::MAX as usize);
+        let mut data = AlignedBytes::zeroed(total.ok_or_else(|| wrong("the packed size does not fit in memory".into()))?);
+        let source = weight.bytes();
+        data.as_mut_slice().par_chunks_mut(panel_bytes).enumerate().for_each(|(p, panel)| {
+            for (i, col) in (p * PANEL..n.min((p + 1) * PANEL)).enumerate() {
+                let row = &source[col * k * size..(col + 1) * k * size];
+                for (kk, element) in row.chunks_exact(size).enumerate() {
+                    let at = (kk * PANEL + i) * size;
+                    panel[at..at + size].copy_from_slice(element);
+                }
+            }
+        });
+        Ok(Self { in_features: k, out_features: n, dtype: weight.dtype(), data, bias })
+    }
+
+    /// K: length of the input vector.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// N: length of the output vector.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes that the packed weight takes.
+    pub fn bytes(&self) -> usize {
+        self.data.as_slice().len()
+    }
+
+    /// Writes column `n` as `f32`: the embedding of token `n` when the weight is an embedding.
+    ///
+    /// # Panics
+    /// If `n` is not a column or `out` not K long.
+    pub fn column(&self, n: usize, out: &mut [f32]) {
+        assert!(n < self.out_features && out.len() == self.in_features);
+        let size = self.dtype.size();
+        let panel = self.panel(n / PANEL);
+        for (k, o) in out.iter_mut().enumerate() {
+            let b = &panel[(k * PANEL + n % PANEL) * size..];
+            *o = match self.dtype {
+                DType::F16 => half::f16::from_le_bytes([b[0], b[1]]).to_f32(),
+                DType::BF16 => half::bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+                _ => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+            };
+        }
+    }
+
+    pub(crate) fn panel(&self, p: usize) -> &[u8] {
+        let bytes = self.in_features * PANEL * self.dtype.size();
+        &self.data.as_slice()[p * bytes..(p + 1) * bytes]
+    }
+}

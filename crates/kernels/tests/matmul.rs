@@ -1,0 +1,231 @@
+//! Every matmul kernel of every instruction set against the f64 oracle, and all of them against each other, bit by bit.
+
+mod common;
+
+use billfish_kernels::{Activations, Backend, Isa, MatmulScratch, PackedDense, PackedMatrix, Weight};
+use billfish_tensor::{DType, DenseTensor, QuantMatrix, oracle};
+use common::{Order, Rng, Spec, activations, matrix};
+use proptest::prelude::*;
+
+fn run(isa: Isa, threads: usize, weight: &Weight, x: &[f32], m: usize, a: Activations) -> Vec<f32> {
+    let backend = Backend::new(isa, threads).unwrap();
+    let mut y = vec![f32::NAN; m * weight.out_features()];
+    backend.matmul(&mut MatmulScratch::default(), x, m, a, &mut [(weight, &mut y)]);
+    y
+}
+
+/// Largest integer of each precision (one signed byte of top digit).
+fn limit(a: Activations) -> f64 {
+    match a {
+        Activations::Int8 => 127.0,
+        Activations::Exact => 127.0 * 256.0,
+        Activations::Strict => 127.0 * 65536.0,
+    }
+}
+
+/// How far a result may lie from the oracle. Each activation is off by at most half a step of `amax / limit` of its
+/// block, taken here as the largest of its row, plus two roundings of the quotient; each of the blocks' partial sums
+/// adds a few f32 roundings of magnitudes that `sum |w x|` bounds.
+fn bounds(m: &QuantMatrix, x: &[f32], a: Activations) -> Vec<f64> {
+    let (k, n) = (m.in_features(), m.out_features());
+    let w = oracle::dequantize(m);
+    let eps = f64::from(f32::EPSILON);
+    let blocks = (k.div_ceil(128) + m.group_count()) as f64;
+    x.chunks(k)
+        .flat_map(|row| {
+            let amax = row.iter().fold(0.0, |a, v| f64::max(a, f64::from(v.abs())));
+            let w = &w;
+            (0..n).map(move |col| {
+                let (mut step, mut size) = (0.0, m.bias().map_or(0.0, |b| f64::from(b[col].abs())));
+                for (i, v) in row.iter().enumerate() {
+                    let w = w[i * n + col].abs();
+                    step += w * amax * (0.5 / limit(a) + eps);
+                    size += w * (f64::from(v.abs()) + amax / limit(a));
+                }
+                step + size * eps * (blocks + 8.0) + 1e-30
+            })
+        })
+        .collect()
+}
+
+fn check(spec: &Spec, ms: &[usize]) {
+    let q = matrix(spec);
+    let weight = Weight::Quantized(PackedMatrix::new(&q).unwrap());
+    let mut rng = Rng(spec.seed ^ 0xabc);
+    for a in Activations::ALL {
+        for &m in ms {
+            let x = activations(&mut rng, m, spec.k);
+            let expected = oracle::matmul(&x, &q);
+            let bounds = bounds(&q, &x, a);
+            // the twin of all: scalar, one row at a time
+            let twin: Vec<f32> = x.chunks(spec.k).flat_map(|row| run(Isa::Scalar, 1, &weight, row, 1, a)).collect();
+            for (i, (got, want)) in twin.iter().zip(&expected).enumerate() {
+                let error = (f64::from(*got) - want).abs();
+                assert!(
+                    error <= bounds[i],
+                    "{spec:?} {a:?} m={m} element {i}: {got} against {want}, off by {error:e}, allowed {:e}",
+                    bounds[i]
+                );
+            }
+            for isa in Isa::available() {
+                let y = run(isa, 1 + m % 3, &weight, &x, m, a);
+                let same = y.iter().zip(&twin).position(|(a, b)| a.to_bits() != b.to_bits());
+                assert_eq!(same, None, "{spec:?} {a:?} m={m} {isa:?}: differs from the scalar twin");
+            }
+        }
+    }
+}
+
+const PLAIN: Spec = Spec { k: 0, n: 0, bits: 4, group: 128, zeros: true, order: Order::Plain, scales: 0, bias: true, seed: 1 };
+
+/// Every tile size of every instruction set, width and precision: M from 1 to 17 and 128.
+#[test]
+fn every_row_count() {
+    let ms: Vec<usize> = (1..=17).chain([128]).collect();
+    for bits in 2..=8 {
+        check(&Spec { k: 100, n: 33, bits, group: 48, seed: u64::from(bits), ..PLAIN }, &ms);
+    }
+}
+
+#[test]
+fn every_group_size_and_ragged_shape() {
+    let mut seed = 100;
+    for bits in 2..=8 {
+        for group in [16, 32, 48, 128, 0] {
+            for (k, n) in [(1, 1), (31, 100), (33, 31), (100, 1), (300, 65), (130, 64)] {
+                for zeros in [false, true] {
+                    seed += 1;
+                    let spec = Spec { k, n, bits, group, zeros, seed, scales: seed as usize % 3, bias: seed % 2 == 0, ..PLAIN };
+                    check(&spec, &[1, 7]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn permuted_rows() {
+    for bits in 2..=8 {
+        for order in [Order::Shuffled, Order::Wild] {
+            for group in [1, 16, 32, 48, 128] {
+                check(&Spec { k: 259, n: 40, bits, group, order, seed: 7 + u64::from(bits), ..PLAIN }, &[1, 5]);
+            }
+        }
+    }
+}
+
+/// A model-sized matrix, where a strict result must be as good as f32.
+#[test]
+fn strict_is_as_good_as_f32() {
+    let q = matrix(&Spec { k: 4096, n: 64, group: 128, seed: 3, ..PLAIN });
+    let weight = Weight::Quantized(PackedMatrix::new(&q).unwrap());
+    let mut rng = Rng(5);
+    let x = rng.floats(4096);
+    let want = oracle::matmul(&x, &q);
+    let norm = want.iter().map(|v| v * v).sum::<f64>().sqrt();
+    let relative = |a| {
+        let y = run(Isa::choose(None).unwrap(), 2, &weight, &x, 1, a);
+        y.iter().zip(&want).map(|(y, w)| (f64::from(*y) - w).powi(2)).sum::<f64>().sqrt() / norm
+    };
+    // cpu_kernels §0: 2-4e-7, 2.5e-5 to 1e-4, 0.7-2 %; gaussian-like inputs sit at the low end of each
+    let (strict, exact, int8) = (relative(Activations::Strict), relative(Activations::Exact), relative(Activations::Int8));
+    assert!(strict < 5e-7, "strict {strict:e}");
+    assert!(exact < 1e-4 && exact > strict, "exact {exact:e}");
+    assert!(int8 < 2e-2 && int8 > exact, "int8 {int8:e}");
+}
+
+#[test]
+fn what_is_not_a_number_stays_so() {
+    let q = matrix(&Spec { k: 64, n: 3, group: 32, zeros: false, bias: false, ..PLAIN });
+    let weight = Weight::Quantized(PackedMatrix::new(&q).unwrap());
+    for isa in Isa::available() {
+        for a in Activations::ALL {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = vec![1.0; 128];
+                x[40] = bad;
+                let y = run(isa, 1, &weight, &x, 2, a);
+                assert!(y[..3].iter().all(|v| v.is_nan()), "{isa:?} {a:?} {bad}");
+                assert!(y[3..].iter().all(|v| v.is_finite()), "the other row is untouched");
+            }
+            let zero = run(isa, 1, &weight, &[0.0; 64], 1, a);
+            assert_eq!(zero, [0.0; 3]);
+            let tiny = run(isa, 1, &weight, &[1e-36; 64], 1, a);
+            assert!(tiny.iter().all(|v| v.abs() < 1e-30));
+        }
+    }
+}
+
+#[test]
+fn several_weights_share_one_input() {
+    let specs = [(4, Order::Plain, 40), (8, Order::Plain, 64), (2, Order::Shuffled, 10)];
+    let ms: Vec<QuantMatrix> =
+        specs.iter().map(|&(bits, order, n)| matrix(&Spec { k: 96, n, bits, order, group: 32, seed: 9, ..PLAIN })).collect();
+    let mut packed: Vec<PackedMatrix> = ms.iter().map(|m| PackedMatrix::new(m).unwrap()).collect();
+    let (first, rest) = packed.split_first_mut().unwrap();
+    rest.iter_mut().for_each(|p| p.share_order(first));
+    let weights: Vec<Weight> = packed.into_iter().map(Weight::Quantized).collect();
+    let x = activations(&mut Rng(4), 3, 96);
+    let backend = Backend::new(Isa::choose(None).unwrap(), 2).unwrap();
+    let mut outs: Vec<Vec<f32>> = weights.iter().map(|w| vec![0.0; 3 * w.out_features()]).collect();
+    let mut products: Vec<(&Weight, &mut [f32])> = weights.iter().zip(outs.iter_mut()).map(|(w, o)| (w, &mut o[..])).collect();
+    backend.matmul(&mut MatmulScratch::default(), &x, 3, Activations::Exact, &mut products);
+    for (w, out) in weights.iter().zip(&outs) {
+        assert_eq!(*out, run(Isa::Scalar, 1, w, &x, 3, Activations::Exact));
+    }
+}
+
+#[test]
+fn dense_weights() {
+    let mut rng = Rng(77);
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for (k, n) in [(1, 1), (31, 33), (100, 64), (129, 130), (64, 7)] {
+            let values = rng.floats(k * n);
+            let bytes: Vec<u8> = match dtype {
+                DType::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
+                DType::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+                _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            };
+            let tensor = DenseTensor::new(dtype, vec![n, k], bytes).unwrap();
+            let stored = tensor.to_f32();
+            let bias = rng.floats(n);
+            let packed = PackedDense::new(&tensor, Some(bias.clone())).unwrap();
+            let mut column = vec![0.0; k];
+            packed.column(n - 1, &mut column);
+            assert_eq!(column, stored[(n - 1) * k..]);
+            let weight = Weight::Dense(packed);
+            for m in [1, 2, 3, 5, 7, 17] {
+                let x = rng.floats(m * k);
+                let twin: Vec<f32> = x.chunks(k).flat_map(|row| run(Isa::Scalar, 1, &weight, row, 1, Activations::Exact)).collect();
+                for isa in Isa::available() {
+                    let y = run(isa, 2, &weight, &x, m, Activations::Exact);
+                    for r in 0..m {
+                        for col in 0..n {
+                            let (mut want, mut size) = (f64::from(bias[col]), f64::from(bias[col].abs()));
+                            for i in 0..k {
+                                let p = f64::from(x[r * k + i]) * f64::from(stored[col * k + i]);
+                                want += p;
+                                size += p.abs();
+                            }
+                            let got = y[r * n + col];
+                            // one f32 rounding for each of the k + 2 sums
+                            assert!((f64::from(got) - want).abs() <= size * 6e-8 * (k as f64 + 2.0), "{dtype} [{k}, {n}] m={m} {isa:?}");
+                            assert_eq!(got.to_bits(), twin[r * n + col].to_bits(), "{dtype} [{k}, {n}] m={m} {isa:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn any_matrix(
+        k in 1usize..400, n in 1usize..140, bits in 2u32..=8, group in prop_oneof![Just(0usize), 1usize..200],
+        zeros: bool, order in prop_oneof![Just(Order::Plain), Just(Order::Shuffled), Just(Order::Wild)],
+        scales in 0usize..3, bias: bool, m in 1usize..20, seed: u64,
+    ) {
+        check(&Spec { k, n, bits, group, zeros, order, scales, bias, seed }, &[m]);
+    }
+}
