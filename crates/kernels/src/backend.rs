@@ -17,8 +17,8 @@ const CHUNK_BYTES: usize = 96 * 1024;
 pub enum Weight {
     /// Integer codes.
     Quantized(PackedMatrix),
-    /// Floats.
-    Dense(PackedDense),
+    /// Floats; shared, because an embedding may be the output head too.
+    Dense(Arc<PackedDense>),
 }
 
 impl Weight {
@@ -223,11 +223,11 @@ impl Backend {
     /// # Panics
     /// If the sizes do not fit.
     pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-        assert_eq!(x.len(), out.len());
-        for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+        let n = weight.len();
+        self.rows(out, n, x.len(), &|i, out| {
             // SAFETY: the table's instruction set is available; the kernel checks lengths.
-            unsafe { (self.kernels.rms_norm)(x, weight, eps, out) };
-        }
+            unsafe { (self.kernels.rms_norm)(&x[i * n..(i + 1) * n], weight, eps, out) };
+        });
     }
 
     /// `gate = silu(gate) * up`, element by element.
@@ -235,8 +235,33 @@ impl Backend {
     /// # Panics
     /// If the lengths differ.
     pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
-        // SAFETY: the table's instruction set is available; the kernel checks lengths.
-        unsafe { (self.kernels.silu_mul)(gate, up) }
+        // any cut at a multiple of sixteen gives the same numbers
+        const RUN: usize = 4096;
+        let whole = gate.len() / RUN * RUN;
+        let (runs, rest) = gate.split_at_mut(whole);
+        self.rows(runs, RUN, up.len() / RUN * RUN, &|i, gate| {
+            // SAFETY: the table's instruction set is available; the kernel checks lengths.
+            unsafe { (self.kernels.silu_mul)(gate, &up[i * RUN..(i + 1) * RUN]) };
+        });
+        // SAFETY: as above.
+        unsafe { (self.kernels.silu_mul)(rest, &up[whole..]) }
+    }
+
+    /// Calls `body(i, row i)` for each row of `n` elements of `out`, on all threads if there is enough to do.
+    fn rows(&self, out: &mut [f32], n: usize, len: usize, body: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        assert!(n > 0 && out.len() == len && len.is_multiple_of(n), "rows of {n}");
+        let rows = len / n;
+        if len < 65_536 {
+            return out.chunks_exact_mut(n).enumerate().for_each(|(i, row)| body(i, row));
+        }
+        let chunks = rows.min(4 * self.threads());
+        let out = Out(out.as_mut_ptr());
+        self.pool.run(chunks, &|c| {
+            for i in rows * c / chunks..rows * (c + 1) / chunks {
+                // SAFETY: row i lies inside `out`, and this chunk alone has it.
+                body(i, unsafe { std::slice::from_raw_parts_mut(out.at(i * n), n) });
+            }
+        });
     }
 }
 

@@ -6,6 +6,7 @@ use billfish_kernels::{Activations, Backend, Isa, MatmulScratch, PackedDense, Pa
 use billfish_tensor::{DType, DenseTensor, QuantMatrix, oracle};
 use common::{Order, Rng, Spec, activations, matrix};
 use proptest::prelude::*;
+use std::sync::Arc;
 
 fn run(isa: Isa, threads: usize, weight: &Weight, x: &[f32], m: usize, a: Activations) -> Vec<f32> {
     let backend = Backend::new(isa, threads).unwrap();
@@ -192,7 +193,7 @@ fn dense_weights() {
             let mut column = vec![0.0; k];
             packed.column(n - 1, &mut column);
             assert_eq!(column, stored[(n - 1) * k..]);
-            let weight = Weight::Dense(packed);
+            let weight = Weight::Dense(Arc::new(packed));
             for m in [1, 2, 3, 5, 7, 17] {
                 let x = rng.floats(m * k);
                 let twin: Vec<f32> = x.chunks(k).flat_map(|row| run(Isa::Scalar, 1, &weight, row, 1, Activations::Exact)).collect();

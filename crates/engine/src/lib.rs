@@ -1,0 +1,18 @@
+//! Who runs when: from logits to the next token.
+//!
+//! - [`Sampler`]: one sequence's choice of the next token, reproducible from its seed on every machine.
+//!
+//! ```
+//! use billfish_engine::{Sampler, SamplingParams};
+//!
+//! let mut sampler = Sampler::new(SamplingParams::greedy())?;
+//! assert_eq!(sampler.sample(&mut [0.5, 2.0, -1.0], &[])?, 1);
+//! # Ok::<(), billfish_engine::SamplingError>(())
+//! ```
+//!
+//! The crate deliberately knows no HTTP and no file format.
+#![forbid(unsafe_code)]
+
+mod sampler;
+
+pub use sampler::{Probability, Sampler, SamplingError, SamplingParams};

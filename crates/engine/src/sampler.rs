@@ -1,0 +1,294 @@
+//! The choice of the next token.
+//!
+//! The steps and their order are those of Hugging Face's text generation: repetition penalty, temperature, top-k, softmax,
+//! top-p, min-p. Here every step has one answer:
+//!
+//! - **Ties** go to the lowest id, in argmax, top-k and top-p alike; top-k keeps exactly k tokens.
+//! - **Temperature 0** is argmax of the penalised logits.
+//! - **top-p** keeps the most probable tokens until those *before* a token have a mass of `top_p` or more.
+//! - **min-p** keeps tokens with at least `min_p` times the probability of the most probable one.
+//! - **Arithmetic** after the logits is `f64` addition, multiplication, division and [`exp::exp`] in a fixed order, so that
+//!   equal logits and an equal seed give equal tokens on every machine.
+//! - A NaN or an infinite logit is an error, never a token. Minus infinity is legal: that token is forbidden.
+
+mod exp;
+mod rng;
+
+use rng::Rng;
+use std::cmp::Ordering;
+
+/// How to choose among tokens. The default chooses from the whole distribution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// Divides the logits; 0 takes the most probable token.
+    pub temperature: f32,
+    /// Keeps this many of the most probable tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the most probable tokens that together reach this mass; 1 keeps all.
+    pub top_p: f32,
+    /// Keeps tokens of at least this fraction of the highest probability; 0 keeps all.
+    pub min_p: f32,
+    /// Makes tokens that occurred less likely (above 1) or more (below 1): divides a positive logit, multiplies a negative
+    /// one, once however often the token occurred. 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// The seed of the random numbers.
+    pub seed: u64,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+    }
+}
+
+impl SamplingParams {
+    /// Always the most probable token.
+    pub fn greedy() -> SamplingParams {
+        SamplingParams { temperature: 0.0, ..SamplingParams::default() }
+    }
+
+    /// Checks every parameter.
+    ///
+    /// # Errors
+    /// The first parameter outside its range.
+    pub fn validate(&self) -> Result<(), SamplingError> {
+        let check = |name, ok: bool, expected, found: f32| match ok {
+            true => Ok(()),
+            false => Err(SamplingError::Parameter { name, expected, found: found.to_string() }),
+        };
+        let SamplingParams { temperature, top_k: _, top_p, min_p, repetition_penalty, seed: _ } = *self;
+        check("temperature", temperature.is_finite() && temperature >= 0.0, "a finite number of at least 0", temperature)?;
+        check("top_p", top_p > 0.0 && top_p <= 1.0, "a number above 0 and up to 1", top_p)?;
+        check("min_p", (0.0..=1.0).contains(&min_p), "a number from 0 to 1", min_p)?;
+        let positive = repetition_penalty.is_finite() && repetition_penalty > 0.0;
+        check("repetition_penalty", positive, "a finite number above 0", repetition_penalty)
+    }
+}
+
+/// Why no token can be chosen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SamplingError {
+    /// A parameter is outside its range.
+    #[error("{name}: expected {expected}, found {found}; correct the parameter")]
+    Parameter {
+        /// The parameter.
+        name: &'static str,
+        /// The legal values in words.
+        expected: &'static str,
+        /// The value found.
+        found: String,
+    },
+    /// The model gave no number.
+    #[error("logit {token}: expected a finite number or -inf, found {found}; the weights or the activations are broken")]
+    Logit {
+        /// The first token with such a logit.
+        token: usize,
+        /// The value found.
+        found: String,
+    },
+    /// Every token is forbidden.
+    #[error("logits: expected at least one that is not -inf, found none among {vocab}; the model or a mask forbids every token")]
+    NoCandidate {
+        /// How many logits there are.
+        vocab: usize,
+    },
+    /// The history holds a token that the model does not know.
+    #[error("history: expected tokens below {vocab}, found {token}; the tokenizer belongs to another model")]
+    History {
+        /// The token.
+        token: u32,
+        /// How many logits there are.
+        vocab: usize,
+    },
+}
+
+/// A token and its probability after all filters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Probability {
+    /// The token.
+    pub token: u32,
+    /// Its probability; all that are kept sum to 1.
+    pub probability: f64,
+}
+
+/// Chooses the tokens of one sequence. Its buffers grow at the first step and are kept.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    params: SamplingParams,
+    rng: Rng,
+    candidates: Vec<Candidate>,
+    kept: Vec<Probability>,
+    /// One bit a token: did it occur? All clear between steps.
+    seen: Vec<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    token: u32,
+    logit: f32,
+    /// The probability up to a common factor; 1 for the most probable token.
+    weight: f64,
+}
+
+impl Candidate {
+    /// Most probable first, then the lowest id. No logit is NaN here, and 0 and -0 are equal as in argmax.
+    fn order(&self, other: &Candidate) -> Ordering {
+        let by_logit = other.logit.partial_cmp(&self.logit).unwrap_or(Ordering::Equal);
+        by_logit.then(self.token.cmp(&other.token))
+    }
+}
+
+impl Sampler {
+    /// A sampler at the beginning of a sequence.
+    ///
+    /// # Errors
+    /// A parameter outside its range.
+    pub fn new(params: SamplingParams) -> Result<Sampler, SamplingError> {
+        params.validate()?;
+        let rng = Rng::new(params.seed);
+        Ok(Sampler { params, rng, candidates: Vec::new(), kept: Vec::new(), seen: Vec::new() })
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
+    /// Chooses the next token. `logits` `[vocab]` are penalised in place; `history` is the prompt and all tokens since.
+    ///
+    /// Draws one random number unless the temperature is 0.
+    ///
+    /// # Errors
+    /// A logit that is NaN or infinite, no token that is allowed, a token in the history without a logit.
+    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32, SamplingError> {
+        if self.params.temperature == 0.0 {
+            self.penalise(logits, history)?;
+            return argmax(logits).map(|(token, _)| token);
+        }
+        self.filter(logits, history)?;
+        let target = self.rng.next_unit();
+        let mut mass = 0.0;
+        for kept in &self.kept {
+            mass += kept.probability;
+            if target < mass {
+                return Ok(kept.token);
+            }
+        }
+        // Rounding left the sum a little below 1.
+        let last = self.kept.iter().rev().find(|kept| kept.probability > 0.0);
+        last.map(|kept| kept.token).ok_or(SamplingError::NoCandidate { vocab: logits.len() })
+    }
+
+    /// The probabilities that [`sample`](Self::sample) draws from, in the order in which it adds them up. Draws nothing;
+    /// penalises `logits` in place.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn probabilities(&mut self, logits: &mut [f32], history: &[u32]) -> Result<&[Probability], SamplingError> {
+        self.filter(logits, history)?;
+        Ok(&self.kept)
+    }
+
+    /// Fills `kept`.
+    fn filter(&mut self, logits: &mut [f32], history: &[u32]) -> Result<(), SamplingError> {
+        self.penalise(logits, history)?;
+        let (best, max) = argmax(logits)?;
+        self.kept.clear();
+        if self.params.temperature == 0.0 {
+            self.kept.push(Probability { token: best, probability: 1.0 });
+            return Ok(());
+        }
+        self.candidates.clear();
+        let allowed = logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+        self.candidates.extend(allowed.map(|(token, &logit)| Candidate { token: token as u32, logit, weight: 0.0 }));
+
+        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
+        if top_k > 0 && top_k < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(top_k - 1, Candidate::order);
+            self.candidates.truncate(top_k);
+            self.candidates.sort_unstable_by(Candidate::order);
+        }
+        let mut total = 0.0;
+        for c in &mut self.candidates {
+            c.weight = exp::exp((f64::from(c.logit) - f64::from(max)) / f64::from(temperature));
+            total += c.weight;
+        }
+        // The highest weight is 1. Both filters keep the most probable tokens, so they can change places.
+        if min_p > 0.0 {
+            self.candidates.retain(|c| c.weight >= f64::from(min_p));
+        }
+        if top_p < 1.0 {
+            let n = sort_nucleus(&mut self.candidates, f64::from(top_p) * total);
+            self.candidates.truncate(n);
+        }
+        let kept: f64 = self.candidates.iter().map(|c| c.weight).sum();
+        self.kept.extend(self.candidates.iter().map(|c| Probability { token: c.token, probability: c.weight / kept }));
+        Ok(())
+    }
+
+    fn penalise(&mut self, logits: &mut [f32], history: &[u32]) -> Result<(), SamplingError> {
+        let penalty = self.params.repetition_penalty;
+        if penalty == 1.0 {
+            return Ok(());
+        }
+        let vocab = logits.len();
+        if let Some(&token) = history.iter().find(|token| **token as usize >= vocab) {
+            return Err(SamplingError::History { token, vocab });
+        }
+        self.seen.resize(vocab.div_ceil(64).max(self.seen.len()), 0);
+        for &token in history {
+            let (word, bit) = (token as usize / 64, 1_u64 << (token % 64));
+            if self.seen[word] & bit == 0 {
+                self.seen[word] |= bit;
+                let logit = &mut logits[token as usize];
+                let penalised = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+                // Only the penalty may overflow; an infinity of the model must stay one.
+                *logit = if logit.is_finite() { penalised.clamp(f32::MIN, f32::MAX) } else { *logit };
+            }
+        }
+        history.iter().for_each(|token| self.seen[*token as usize / 64] = 0);
+        Ok(())
+    }
+}
+
+/// The token with the highest logit, the lowest of several; checks all logits.
+fn argmax(logits: &[f32]) -> Result<(u32, f32), SamplingError> {
+    let mut best = None;
+    let mut max = f32::NEG_INFINITY;
+    for (token, &logit) in logits.iter().enumerate() {
+        if logit.is_nan() || logit == f32::INFINITY {
+            return Err(SamplingError::Logit { token, found: logit.to_string() });
+        }
+        if logit > max {
+            max = logit;
+            best = Some(token as u32);
+        }
+    }
+    best.map(|token| (token, max)).ok_or(SamplingError::NoCandidate { vocab: logits.len() })
+}
+
+/// Sorts the most probable candidates to the front, only as many as needed, and returns how many make up the mass.
+fn sort_nucleus(candidates: &mut [Candidate], mass: f64) -> usize {
+    const FIRST_CHUNK: usize = 128;
+    let mut before = 0.0;
+    let mut sorted = 0;
+    let mut chunk = FIRST_CHUNK;
+    while sorted < candidates.len() {
+        let rest = &mut candidates[sorted..];
+        let n = chunk.min(rest.len());
+        if n < rest.len() {
+            rest.select_nth_unstable_by(n - 1, Candidate::order);
+        }
+        rest[..n].sort_unstable_by(Candidate::order);
+        for (i, c) in rest[..n].iter().enumerate() {
+            // The first candidate always stays.
+            if before >= mass && sorted + i > 0 {
+                return sorted + i;
+            }
+            before += c.weight;
+        }
+        sorted += n;
+        chunk *= 4;
+    }
+    candidates.len()
+}

@@ -1,0 +1,290 @@
+//! The decoder: one forward pass for every architecture.
+
+use crate::load::{LoadOptions, ModuleUse};
+use crate::rope::Angles;
+use crate::{DecoderConfig, ModelError};
+use billfish_kernels::{Activations, AttentionScratch, Backend, KvLayer, MatmulScratch, PackedDense, Weight};
+use billfish_tensor::DenseTensor;
+use std::sync::Arc;
+
+/// The rows that tokens become, and the head that logits come from.
+pub(crate) enum Vocabulary {
+    /// One matrix for both: the row of a token is its column of the head.
+    Tied { rows: Arc<PackedDense>, head: Weight },
+    /// A table `[vocab, hidden]` and a head.
+    Separate { table: DenseTensor, head: Weight },
+}
+
+impl Vocabulary {
+    fn head(&self) -> &Weight {
+        match self {
+            Vocabulary::Tied { head, .. } | Vocabulary::Separate { head, .. } => head,
+        }
+    }
+
+    /// Writes the row of `token`.
+    fn embed(&self, token: usize, row: &mut [f32]) {
+        match self {
+            Vocabulary::Tied { rows, .. } => rows.column(token, row),
+            Vocabulary::Separate { table, .. } => table.read_f32(token * row.len(), row),
+        }
+    }
+}
+
+/// Attention of one layer.
+pub(crate) struct Attention {
+    pub query: Weight,
+    pub key: Weight,
+    pub value: Weight,
+    pub output: Weight,
+    /// Norms of queries and keys, `[head_dim]` each.
+    pub qk_norms: Option<(Vec<f32>, Vec<f32>)>,
+    /// Tokens that a token sees, itself included.
+    pub window: Option<usize>,
+}
+
+/// The first half of an MLP.
+pub(crate) enum GateUp {
+    Separate {
+        gate: Weight,
+        up: Weight,
+    },
+    /// `[hidden, 2 * intermediate]`, gate first.
+    Fused(Weight),
+}
+
+/// The MLP of one layer.
+pub(crate) struct Mlp {
+    pub gate_up: GateUp,
+    pub down: Weight,
+}
+
+/// One layer.
+pub(crate) struct Layer {
+    pub attention_norm: Vec<f32>,
+    pub attention: Attention,
+    pub mlp_norm: Vec<f32>,
+    pub mlp: Mlp,
+    /// Norms of the outputs of attention and MLP.
+    pub output_norms: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+/// A loaded model.
+pub struct Model {
+    pub(crate) config: DecoderConfig,
+    pub(crate) vocabulary: Vocabulary,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Vec<f32>,
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) options: LoadOptions,
+    pub(crate) modules: Vec<ModuleUse>,
+}
+
+/// What one sequence has seen: keys and values of every layer.
+pub struct Cache {
+    layers: Vec<KvLayer>,
+    frequencies: Vec<f32>,
+}
+
+impl Cache {
+    /// Tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, KvLayer::len)
+    }
+
+    /// Whether no token is in the cache.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of keys and values.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(KvLayer::bytes).sum()
+    }
+
+    /// Forgets all tokens from position `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.layers.iter_mut().for_each(|l| l.truncate(len));
+    }
+}
+
+/// Which rows of logits a forward pass is to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// None.
+    None,
+    /// Of the last token.
+    Last,
+    /// Of every token.
+    All,
+}
+
+/// Buffers of the forward pass, kept from call to call so that a decode step allocates nothing once they have grown.
+#[derive(Default)]
+pub struct Scratch {
+    matmul: MatmulScratch,
+    attention: AttentionScratch,
+    angles: Angles,
+    residual: Vec<f32>,
+    normed: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    mixed: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    output: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+/// The first `len` elements of a buffer, grown if need be.
+fn room(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if v.len() < len {
+        v.resize(len, 0.0);
+    }
+    &mut v[..len]
+}
+
+impl Model {
+    /// Sizes and rules.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The backend it runs on.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// Precision of activations.
+    pub fn activations(&self) -> Activations {
+        self.options.activations
+    }
+
+    /// What each linear module became.
+    pub fn modules(&self) -> &[ModuleUse] {
+        &self.modules
+    }
+
+    /// Storage of keys and values.
+    pub fn kv_type(&self) -> billfish_kernels::KvType {
+        self.options.kv()
+    }
+
+    /// Keys and values of one token, in bytes.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        let c = &self.config;
+        c.layers * c.kv_heads * (c.head_dim + c.head_dim.next_multiple_of(16)) * self.options.kv().bytes()
+    }
+
+    /// An empty cache for a sequence planned to reach `length` tokens. Only the dynamic rope rule asks for the length:
+    /// its frequencies are those of a sequence of that many tokens from the first token on, so that results do not
+    /// depend on how the sequence was cut into passes. Storage grows with the tokens.
+    pub fn new_cache(&self, length: usize) -> Cache {
+        let c = &self.config;
+        let layer = || KvLayer::new(c.kv_heads, c.head_dim, self.options.kv());
+        Cache { layers: (0..c.layers).map(|_| layer()).collect(), frequencies: c.rope.frequencies(length) }
+    }
+
+    /// Runs `tokens` after those in `cache` and adds them to it. Returns the logits asked for, `[rows, vocab]`.
+    ///
+    /// A row depends on the tokens up to it and on nothing else: not on how they were cut into calls, nor on threads,
+    /// nor on the instruction set.
+    ///
+    /// # Errors
+    /// [`ModelError::Token`] for an id outside the vocabulary (nothing is run), [`ModelError::NotANumber`] if the logits
+    /// are not finite.
+    pub fn forward<'s>(&self, cache: &mut Cache, tokens: &[u32], want: Logits, scratch: &'s mut Scratch) -> Result<&'s [f32], ModelError> {
+        let c = &self.config;
+        let start = cache.len();
+        if let Some(i) = tokens.iter().position(|&t| t as usize >= c.vocab_size) {
+            return Err(ModelError::Token { token: tokens[i], position: start + i, vocabulary: c.vocab_size });
+        }
+        let m = tokens.len();
+        let backend = &*self.backend;
+        let Scratch { matmul, attention, angles, residual, normed, query, key, value, mixed, gate, up, output, logits } = scratch;
+        let residual = room(residual, m * c.hidden_size);
+        let normed = room(normed, m * c.hidden_size);
+        for (token, row) in tokens.iter().zip(residual.chunks_exact_mut(c.hidden_size)) {
+            self.vocabulary.embed(*token as usize, row);
+        }
+        c.rope.angles(&cache.frequencies, start, m, angles);
+
+        let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let query = room(query, m * q_width);
+        let key = room(key, m * kv_width);
+        let value = room(value, m * kv_width);
+        let mixed = room(mixed, m * q_width);
+        let gate = room(gate, m * c.intermediate_size);
+        let up = room(up, m * c.intermediate_size * if c.architecture.fused_gate_up { 2 } else { 1 });
+        let output = room(output, m * c.hidden_size);
+        let scale = 1.0 / (c.head_dim as f32).sqrt();
+        let act = self.options.activations;
+        for (layer, kv) in self.layers.iter().zip(&mut cache.layers) {
+            let a = &layer.attention;
+            backend.rms_norm(residual, &layer.attention_norm, c.rms_norm_eps, normed);
+            backend.matmul(matmul, normed, m, act, &mut [(&a.query, query), (&a.key, key), (&a.value, value)]);
+            if let Some((q_norm, k_norm)) = &a.qk_norms {
+                // a norm does not write over what it reads; `mixed` is free until attention
+                mixed.copy_from_slice(query);
+                backend.rms_norm(mixed, q_norm, c.rms_norm_eps, query);
+                let copy = &mut mixed[..m * kv_width];
+                copy.copy_from_slice(key);
+                backend.rms_norm(copy, k_norm, c.rms_norm_eps, key);
+            }
+            for i in 0..m {
+                c.rope.rotate(angles, i, &mut query[i * q_width..(i + 1) * q_width], c.head_dim);
+                c.rope.rotate(angles, i, &mut key[i * kv_width..(i + 1) * kv_width], c.head_dim);
+            }
+            kv.append(backend, key, value);
+            kv.attend(backend, attention, query, c.heads, scale, a.window, mixed);
+            backend.matmul(matmul, mixed, m, act, &mut [(&a.output, output)]);
+            self.join(residual, output, normed, layer.output_norms.as_ref().map(|n| &n.0));
+
+            backend.rms_norm(residual, &layer.mlp_norm, c.rms_norm_eps, normed);
+            match &layer.mlp.gate_up {
+                GateUp::Separate { gate: g, up: u } => backend.matmul(matmul, normed, m, act, &mut [(g, gate), (u, up)]),
+                GateUp::Fused(w) => {
+                    backend.matmul(matmul, normed, m, act, &mut [(w, up)]);
+                    // split each row: gate to its buffer, up to the front of its own
+                    for (i, g) in gate.chunks_exact_mut(c.intermediate_size).enumerate() {
+                        let row = 2 * i * c.intermediate_size;
+                        g.copy_from_slice(&up[row..row + c.intermediate_size]);
+                        up.copy_within(row + c.intermediate_size..row + 2 * c.intermediate_size, i * c.intermediate_size);
+                    }
+                }
+            }
+            backend.silu_mul(gate, &up[..m * c.intermediate_size]);
+            backend.matmul(matmul, gate, m, act, &mut [(&layer.mlp.down, output)]);
+            self.join(residual, output, normed, layer.output_norms.as_ref().map(|n| &n.1));
+        }
+
+        let rows = match want {
+            Logits::None => 0,
+            Logits::Last => m.min(1),
+            Logits::All => m,
+        };
+        let normed = &mut normed[..rows * c.hidden_size];
+        backend.rms_norm(&residual[(m - rows) * c.hidden_size..], &self.norm, c.rms_norm_eps, normed);
+        let logits = room(logits, rows * c.vocab_size);
+        if rows > 0 {
+            backend.matmul(matmul, normed, rows, act, &mut [(self.vocabulary.head(), logits)]);
+        }
+        match logits.iter().position(|v| !v.is_finite()) {
+            Some(i) => Err(ModelError::NotANumber { position: start + m - rows + i / c.vocab_size }),
+            None => Ok(logits),
+        }
+    }
+
+    /// Adds an output to the residual stream, through its norm if it has one.
+    fn join(&self, residual: &mut [f32], output: &[f32], scratch: &mut [f32], norm: Option<&Vec<f32>>) {
+        let added = match norm {
+            Some(norm) => {
+                self.backend.rms_norm(output, norm, self.config.rms_norm_eps, scratch);
+                &*scratch
+            }
+            None => output,
+        };
+        residual.iter_mut().zip(added).for_each(|(r, a)| *r += a);
+    }
+}
