@@ -1,0 +1,357 @@
+//! A model folder: its configs, its tensors, and the account of what was read.
+
+use crate::gptq::Module;
+use crate::store::Store;
+use crate::warning::{Warning, Warnings};
+use crate::{FormatError, ModuleReport, QuantConfig, Source, TensorInfo, agreement, config_files, report, shards};
+use billfish_tensor::{DType, DenseTensor, QuantMatrix};
+use bytemuck::{AnyBitPattern, NoUninit};
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Size cap of a file that is handed out whole.
+const FILE_CAP: u64 = 256 << 20;
+
+/// Whether a linear module of an architecture has a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BiasRule {
+    /// It must be there.
+    Required,
+    /// It is used when it is there.
+    Optional,
+    /// The architecture has none: one full of zeros is ignored, any other is an error.
+    Absent,
+}
+
+/// A linear module as stored.
+#[derive(Clone, Debug)]
+pub enum LinearWeight {
+    /// A quantized one; its bias is inside.
+    Quantized(QuantMatrix),
+    /// A dense one.
+    Dense {
+        /// `[N, K]`.
+        weight: DenseTensor,
+        /// `[N]`.
+        bias: Option<Vec<f32>>,
+    },
+}
+
+/// An open model folder. Tensors are read when asked for, from any thread.
+#[derive(Debug)]
+pub struct Checkpoint {
+    name: String,
+    store: Store,
+    sources: Vec<Source>,
+    tensors: BTreeMap<String, Entry>,
+    config: Map<String, Value>,
+    generation_config: Option<Map<String, Value>>,
+    quantization: Option<QuantConfig>,
+    agreement: agreement::Agreement,
+    pub(crate) warnings: Warnings,
+}
+
+#[derive(Debug)]
+struct Entry {
+    shard: usize,
+    info: TensorInfo,
+    read: AtomicBool,
+}
+
+impl Checkpoint {
+    /// Opens a folder: reads and checks its configs, the shard index and every safetensors header, but no tensor.
+    ///
+    /// # Errors
+    /// [`FormatError`] naming the file that is missing or wrong.
+    pub fn open(dir: &Path) -> Result<Self, FormatError> {
+        let store = Store::folder(dir)?;
+        // `.` and `..` have no name of their own.
+        let full = std::fs::canonicalize(dir).map_err(|e| FormatError::io(&store.display(), e))?;
+        let name = full.file_name().map_or_else(|| store.display(), |n| n.to_string_lossy().into_owned());
+        Self::from_store(name, store)
+    }
+
+    /// Opens files in memory, such as a model inside the binary.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_memory(name: &str, files: &[(&'static str, &'static [u8])]) -> Result<Self, FormatError> {
+        let files = files.iter().map(|(n, bytes)| (Cow::Borrowed(*n), Cow::Borrowed(*bytes))).collect();
+        Self::from_files(name, files)
+    }
+
+    pub(crate) fn from_files(name: &str, files: Vec<(Cow<'static, str>, Cow<'static, [u8]>)>) -> Result<Self, FormatError> {
+        Self::from_store(name.into(), Store::Memory { name: name.into(), files })
+    }
+
+    fn from_store(name: String, store: Store) -> Result<Self, FormatError> {
+        let warnings = Warnings::default();
+        let Some(config) = config_files::object(&store, "config.json")? else {
+            return Err(FormatError::NotFound {
+                path: store.display(),
+                expected: "a config.json".into(),
+                found: "none".into(),
+                remedy: "pass a folder that holds config.json and *.safetensors".into(),
+            });
+        };
+        let generation_config = config_files::object(&store, "generation_config.json")?;
+        let quantization = config_files::quantization(&store, &config, &warnings)?;
+        let shards = shards::open(&store, &warnings)?;
+        let entry = |(name, (shard, info))| (name, Entry { shard, info, read: AtomicBool::new(false) });
+        let tensors: BTreeMap<String, Entry> = shards.tensors.into_iter().map(entry).collect();
+        let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
+        let agreement = agreement::Agreement::new(&names);
+        if let Some(config) = &quantization {
+            let linear: Vec<&str> = tensors.iter().filter_map(|(n, e)| linear_module(n, &e.info)).collect();
+            config.dynamic.warn_unmatched(&linear, &warnings)?;
+        }
+        Ok(Self { name, store, sources: shards.sources, tensors, config, generation_config, quantization, agreement, warnings })
+    }
+
+    /// The folder's own name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The folder, when it is one on disk.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.store {
+            Store::Folder(path) => Some(path),
+            Store::Memory { .. } => None,
+        }
+    }
+
+    /// All bytes of a file of the folder, such as `tokenizer.json`; `None` when there is no such file.
+    ///
+    /// # Errors
+    /// [`FormatError`] when `name` is not a plain name, the file is larger than 256 MiB or cannot be read.
+    pub fn file(&self, name: &str) -> Result<Option<Vec<u8>>, FormatError> {
+        self.store.open(name)?.map(|s| s.read_all(FILE_CAP)).transpose()
+    }
+
+    /// `config.json`.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    /// `generation_config.json`.
+    pub fn generation_config(&self) -> Option<&Map<String, Value>> {
+        self.generation_config.as_ref()
+    }
+
+    /// The quantization config.
+    pub fn quantization(&self) -> Option<&QuantConfig> {
+        self.quantization.as_ref()
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Type, shape and place of a tensor.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name).map(|e| &e.info)
+    }
+
+    /// Bytes of all tensors.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|e| e.info.bytes as u64).sum()
+    }
+
+    /// Prefixes that have a `.qweight`, sorted.
+    pub fn quantized_modules(&self) -> Vec<String> {
+        self.tensors.keys().filter_map(|n| n.strip_suffix(".qweight")).map(String::from).collect()
+    }
+
+    /// What a reader should know, found while opening and while reading. The order does not depend on threads.
+    pub fn warnings(&self) -> Vec<Warning> {
+        self.warnings.list()
+    }
+
+    /// Tensors that nobody has read or marked.
+    pub fn unread(&self) -> Vec<String> {
+        self.tensors.iter().filter(|(_, e)| !e.read.load(Ordering::Relaxed)).map(|(n, _)| n.clone()).collect()
+    }
+
+    /// Says that a tensor is deliberately not read. Returns whether there is such a tensor.
+    pub fn mark_read(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|e| {
+            e.read.store(true, Ordering::Relaxed);
+            true
+        })
+    }
+
+    /// Reads a dense tensor of exactly this shape.
+    ///
+    /// # Errors
+    /// [`FormatError::Tensor`] when it is missing, not F32, F16 or BF16, or of another shape; [`FormatError::Io`].
+    pub fn dense(&self, name: &str, shape: &[usize]) -> Result<DenseTensor, FormatError> {
+        let tensor = self.need(name)?;
+        tensor.check_dtype(&[DType::F32, DType::F16, DType::BF16])?;
+        if tensor.info.shape != shape {
+            let remedy = "check config.json against the tensors: they are of different models, or the architecture is not this one";
+            return Err(tensor.wrong(format!("shape {shape:?}"), format!("shape {:?}", tensor.info.shape), remedy));
+        }
+        let mut bytes = vec![0; tensor.info.bytes];
+        tensor.read_bytes(&mut bytes)?;
+        tensor.mark_read();
+        DenseTensor::new(tensor.info.dtype, shape.to_vec(), bytes)
+            .map_err(|e| tensor.wrong("a dense tensor", e.to_string(), crate::error::DAMAGED))
+    }
+
+    /// Reads linear module `module` of `k` inputs and `n` outputs, quantized or dense as its tensors are.
+    ///
+    /// # Errors
+    /// [`FormatError::Tensor`] naming the tensor that is missing, has another type or shape, or holds illegal values;
+    /// [`FormatError::Io`].
+    pub fn linear(&self, module: &str, k: usize, n: usize, bias: BiasRule) -> Result<LinearWeight, FormatError> {
+        let [qweight, weight] = [format!("{module}.qweight"), format!("{module}.weight")];
+        let quantized = match (self.find(&qweight), self.find(&weight)) {
+            (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (Some(_), Some(dense)) => {
+                let remedy = "remove one of the two, or write the folder again";
+                return Err(dense.wrong(format!("either `{qweight}` or `{weight}`"), "both", remedy));
+            }
+            (None, None) => {
+                let remedy = "the folder is incomplete, or its architecture names this module otherwise";
+                return Err(FormatError::tensor(&self.store.display(), module, format!("`{qweight}` or `{weight}`"), "neither", remedy));
+            }
+        };
+        if let Some(config) = &self.quantization {
+            self.agreement.check(config, module, quantized, &self.warnings)?;
+        }
+        let bias = self.bias(module, n, bias)?;
+        if quantized {
+            return Ok(LinearWeight::Quantized(Module::find(self, module, Some((k, n)))?.read(bias)?));
+        }
+        Ok(LinearWeight::Dense { weight: self.dense(&weight, &[n, k])?, bias })
+    }
+
+    /// What a quantized module is, without reading its codes.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::linear`].
+    pub fn describe(&self, module: &str) -> Result<ModuleReport, FormatError> {
+        report::describe(self, module)
+    }
+
+    fn bias(&self, module: &str, n: usize, rule: BiasRule) -> Result<Option<Vec<f32>>, FormatError> {
+        let name = format!("{module}.bias");
+        let Some(tensor) = self.find(&name) else {
+            return match rule {
+                BiasRule::Required => Err(self.missing(&name)),
+                _ => Ok(None),
+            };
+        };
+        let values = self.dense(&name, &[n])?.to_f32();
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            return Err(tensor.wrong("finite numbers", format!("{} at [{i}]", values[i]), crate::error::DAMAGED));
+        }
+        if rule != BiasRule::Absent {
+            return Ok(Some(values));
+        }
+        match values.iter().position(|&v| v != 0.0) {
+            None => Ok(None),
+            Some(i) => {
+                let remedy = "this architecture is known without that bias; the folder may be of another one";
+                Err(tensor.wrong("no bias, or one full of zeros", format!("{} at [{i}]", values[i]), remedy))
+            }
+        }
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<Tensor<'_>> {
+        let (name, entry) = self.tensors.get_key_value(name)?;
+        Some(Tensor { name, info: &entry.info, source: &self.sources[entry.shard], read: &entry.read })
+    }
+
+    pub(crate) fn need(&self, name: &str) -> Result<Tensor<'_>, FormatError> {
+        self.find(name).ok_or_else(|| self.missing(name))
+    }
+
+    fn missing(&self, name: &str) -> FormatError {
+        FormatError::tensor(
+            &self.store.display(),
+            name,
+            "the tensor",
+            "none of that name",
+            "the folder is incomplete, download or write it again",
+        )
+    }
+}
+
+/// The module that a tensor makes linear: it has a `qweight`, or a `weight` of two dimensions.
+fn linear_module<'a>(name: &'a str, info: &TensorInfo) -> Option<&'a str> {
+    name.strip_suffix(".qweight").or_else(|| name.strip_suffix(".weight").filter(|_| info.shape.len() == 2))
+}
+
+/// A tensor of the checkpoint.
+pub(crate) struct Tensor<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) info: &'a TensorInfo,
+    source: &'a Source,
+    read: &'a AtomicBool,
+}
+
+impl Tensor<'_> {
+    pub(crate) fn mark_read(&self) {
+        self.read.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn wrong(&self, expected: impl std::fmt::Display, found: impl std::fmt::Display, remedy: &str) -> FormatError {
+        FormatError::tensor(self.source.name(), self.name, expected, found, remedy)
+    }
+
+    pub(crate) fn check_dtype(&self, allowed: &[DType]) -> Result<(), FormatError> {
+        if allowed.contains(&self.info.dtype) {
+            return Ok(());
+        }
+        let expected = allowed.iter().map(|d| d.name()).collect::<Vec<_>>().join(" or ");
+        Err(self.wrong(format!("dtype {expected}"), format!("dtype {}", self.info.dtype), "write the checkpoint with one of these dtypes"))
+    }
+
+    /// Rows of a `[rows, n]` tensor; `None` for any other shape.
+    pub(crate) fn rows_of(&self, n: usize) -> Option<usize> {
+        match self.info.shape[..] {
+            [rows, cols] if cols == n => Some(rows),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn read_bytes(&self, out: &mut [u8]) -> Result<(), FormatError> {
+        self.source.read_at(self.info.offset, out)
+    }
+
+    /// Reads elements straight into their vector; `from_le` turns each into the machine's byte order.
+    pub(crate) fn read_elements<T>(&self, from_le: impl Fn(T) -> T) -> Result<Vec<T>, FormatError>
+    where
+        T: AnyBitPattern + NoUninit + Default,
+    {
+        let mut out = vec![T::default(); self.info.bytes / size_of::<T>()];
+        self.read_bytes(bytemuck::cast_slice_mut(&mut out))?;
+        if cfg!(target_endian = "big") {
+            out.iter_mut().for_each(|v| *v = from_le(*v));
+        }
+        Ok(out)
+    }
+
+    pub(crate) fn read_u32(&self) -> Result<Vec<u32>, FormatError> {
+        self.read_elements(u32::from_le)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn can_be_read_from_any_thread() {
+        fn sync<T: Sync + Send>() {}
+        sync::<Checkpoint>();
+        sync::<FormatError>();
+    }
+}

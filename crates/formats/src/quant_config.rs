@@ -1,0 +1,273 @@
+//! The quantization config of a checkpoint: every key understood, known to be harmless, or listed.
+
+use crate::dynamic::{Dynamic, Match};
+use crate::json::show;
+use crate::keys::{self, Keys};
+use crate::warning::{WarningKind, Warnings};
+use crate::{FormatError, Writer};
+use billfish_tensor::Packing;
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// Rows of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GroupSize {
+    /// One group holds all rows (`-1` in files).
+    Channel,
+    /// This many rows, at least 1.
+    Rows(usize),
+}
+
+impl GroupSize {
+    /// Rows of a full group of a matrix of `k` rows.
+    pub fn rows(self, k: usize) -> usize {
+        match self {
+            GroupSize::Channel => k,
+            GroupSize::Rows(rows) => rows,
+        }
+    }
+}
+
+impl fmt::Display for GroupSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GroupSize::Channel => f.write_str("-1"),
+            GroupSize::Rows(rows) => rows.fmt(f),
+        }
+    }
+}
+
+/// `checkpoint_format`: how zero points are stored and codes are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CheckpointFormat {
+    /// `gptq` (v1): zero points are stored less one.
+    Gptq,
+    /// `gptq_v2`: zero points are stored as they are.
+    GptqV2,
+    /// `gptq_p`: planar packing, zero points as they are.
+    GptqP,
+}
+
+impl CheckpointFormat {
+    /// Its name in a config.
+    pub fn name(self) -> &'static str {
+        match self {
+            CheckpointFormat::Gptq => "gptq",
+            CheckpointFormat::GptqV2 => "gptq_v2",
+            CheckpointFormat::GptqP => "gptq_p",
+        }
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        [CheckpointFormat::Gptq, CheckpointFormat::GptqV2, CheckpointFormat::GptqP].into_iter().find(|f| f.name() == name)
+    }
+}
+
+/// How one module was quantized: the config with the module's rule applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheme {
+    /// Width of a code, 2 to 8.
+    pub bits: u32,
+    /// Rows of a group.
+    pub group_size: GroupSize,
+    /// Whether zero points should all be the midpoint.
+    pub sym: bool,
+    /// Whether the rows of a group may stand anywhere.
+    pub desc_act: bool,
+    /// The format, after what `bits` implies: 5, 6 and 7 bit exist in the planar layout only.
+    pub format: CheckpointFormat,
+}
+
+impl Scheme {
+    /// How codes and zero points are packed.
+    pub fn packing(&self) -> Packing {
+        if self.format == CheckpointFormat::GptqP { Packing::Planar } else { Packing::Continuous }
+    }
+}
+
+/// The quantization config of a checkpoint.
+#[derive(Clone, Debug)]
+pub struct QuantConfig {
+    /// The file that the config was read from.
+    pub file: String,
+    /// Width of a code where no rule says otherwise.
+    pub bits: u32,
+    /// Rows of a group where no rule says otherwise.
+    pub group_size: GroupSize,
+    /// Whether quantization is symmetric where no rule says otherwise.
+    pub sym: bool,
+    /// Whether rows were reordered where no rule says otherwise (false with one group per column, where it means nothing).
+    pub desc_act: bool,
+    /// The format of the checkpoint.
+    pub format: CheckpointFormat,
+    /// Which program wrote the checkpoint.
+    pub writer: Option<Writer>,
+    /// Whether the config says that the head is quantized.
+    pub lm_head: bool,
+    /// `modules_in_block_to_quantize`, flattened; empty when absent.
+    pub modules: Vec<String>,
+    /// Per-module rules.
+    pub dynamic: Dynamic,
+    raw_desc_act: bool,
+}
+
+impl QuantConfig {
+    /// Reads the config of one file. `prefix` is where in the file it stands (`quantization_config.`).
+    pub(crate) fn read(file: &str, prefix: &str, map: &Map<String, Value>, warnings: &Warnings) -> Result<Self, FormatError> {
+        let mut keys = Keys::new(file, prefix, map);
+        check_method(&mut keys)?;
+        let bits = keys.required(&["bits", "w_bit", "wbits"], "write the width of the codes, such as 4", check_bits)?;
+        let group_size =
+            keys.required(&["group_size", "q_group_size"], "write the rows of a group, such as 128, or -1", check_group_size)?;
+        let raw_desc_act = keys.optional(&["desc_act"], keys::boolean)?.unwrap_or(false);
+        let format = check_format(&mut keys)?;
+        let sym = check_sym(&mut keys, warnings)?;
+        keys.only(&["pack_dtype"], |v| v == "int32", "`int32`", "write the checkpoint with 32-bit words")?;
+        keys.only(
+            &["is_marlin_format"],
+            |v| v == false,
+            "false",
+            "the marlin layout is not read, use the gptq checkpoint it was made from",
+        )?;
+        keys.only(&["data_type"], |v| v == "int", "`int`", "codes of another type are not read")?;
+        let lm_head = keys.optional(&["lm_head"], keys::boolean)?.unwrap_or(false);
+        let modules = keys.optional(&["modules_in_block_to_quantize"], keys::names)?.unwrap_or_default();
+        let writer = keys.optional(&["meta"], keys::writer)?.flatten();
+        let dynamic = match keys.optional(&["dynamic"], keys::map)? {
+            Some(map) => Dynamic::read(file, &map, warnings)?,
+            None => Dynamic::default(),
+        };
+        keys.warn_of_the_rest(warnings);
+        let desc_act = raw_desc_act && group_size != GroupSize::Channel;
+        let config = Self { file: file.into(), bits, group_size, sym, desc_act, format, writer, lm_head, modules, dynamic, raw_desc_act };
+        if config.scheme_of(None).format != format {
+            warnings.add(
+                WarningKind::Config,
+                format!("{bits} bit exists in the planar layout only: read as gptq_p although the config says {}", format.name()),
+            );
+        }
+        Ok(config)
+    }
+
+    /// Which rules match a module of the checkpoint.
+    ///
+    /// # Errors
+    /// As [`crate::Rule::matches`].
+    pub fn rules_for(&self, module: &str) -> Result<Match<'_>, FormatError> {
+        self.dynamic.find(module)
+    }
+
+    /// The scheme of a module whose tensors are quantized, under the rule that made it so.
+    ///
+    /// # Errors
+    /// As [`QuantConfig::rules_for`].
+    pub fn scheme(&self, module: &str) -> Result<Scheme, FormatError> {
+        Ok(self.scheme_of(self.rules_for(module)?.for_tensors(true).map(crate::Rule::overrides)))
+    }
+
+    fn scheme_of(&self, over: Option<&crate::Overrides>) -> Scheme {
+        let group_size = over.and_then(|o| o.group_size).unwrap_or(self.group_size);
+        let bits = over.and_then(|o| o.bits).unwrap_or(self.bits);
+        let desc_act = over.and_then(|o| o.desc_act).unwrap_or(self.raw_desc_act);
+        Scheme {
+            bits,
+            group_size,
+            sym: over.and_then(|o| o.sym).unwrap_or(self.sym),
+            // With one group the order of rows means nothing; a rule may have brought the two together.
+            desc_act: desc_act && group_size != GroupSize::Channel,
+            format: if matches!(bits, 5..=7) { CheckpointFormat::GptqP } else { self.format },
+        }
+    }
+}
+
+/// Methods that other programs write and this reader names when it refuses them.
+const READ: &str = "`gptq` (2, 3, 4, 8 bit in the continuous layout; 5, 6, 7 bit, and any width marked gptq_p, in the planar layout)";
+
+fn check_method(keys: &mut Keys<'_>) -> Result<(), FormatError> {
+    // Each by itself: the two may differ in case.
+    for name in ["quant_method", "method"] {
+        keys.optional(&[name], |file, key, value| match value.as_str() {
+            Some(s) if s.eq_ignore_ascii_case("gptq") => Ok(()),
+            _ => Err(FormatError::config(
+                file,
+                key,
+                READ,
+                show(value),
+                "this quantization method is not read yet; use a GPTQ checkpoint of the model or the dense original",
+            )),
+        })?;
+    }
+    Ok(())
+}
+
+fn check_format(keys: &mut Keys<'_>) -> Result<CheckpointFormat, FormatError> {
+    let read = |file: &str, key: &str, value: &Value| {
+        value.as_str().and_then(CheckpointFormat::from_name).ok_or_else(|| {
+            FormatError::config(
+                file,
+                key,
+                format!("gptq, gptq_v2 or gptq_p: {READ}"),
+                show(value),
+                "save the checkpoint in one of these formats with the program that wrote it",
+            )
+        })
+    };
+    match keys.optional(&["checkpoint_format", "format"], read)? {
+        Some(format) => Ok(format),
+        // `version` names the format in some configs and a release in others: only the first kind counts.
+        None => Ok(keys.version().and_then(CheckpointFormat::from_name).unwrap_or(CheckpointFormat::Gptq)),
+    }
+}
+
+fn check_sym(keys: &mut Keys<'_>, warnings: &Warnings) -> Result<bool, FormatError> {
+    let sym = keys.optional(&["sym"], keys::boolean)?;
+    let zero_point = keys.optional(&["zero_point"], keys::boolean)?;
+    match (sym, zero_point) {
+        (Some(a), Some(b)) if a == b => {
+            Err(keys.wrong("zero_point", format!("{} beside sym {a}", !a), b.to_string(), "remove the wrong one of the two keys"))
+        }
+        (Some(sym), _) => Ok(sym),
+        (None, Some(zero_point)) => Ok(!zero_point),
+        (None, None) => {
+            warnings.add(WarningKind::Config, "the quantization config does not say `sym`: read as true, checked against the zero points");
+            Ok(true)
+        }
+    }
+}
+
+/// A width of codes.
+pub(crate) fn check_bits(file: &str, key: &str, value: &Value) -> Result<u32, FormatError> {
+    match value.as_u64() {
+        Some(bits @ 2..=8) => Ok(bits as u32),
+        _ => Err(FormatError::config(file, key, "an integer from 2 to 8", show(value), "use a checkpoint of one of these widths")),
+    }
+}
+
+/// A group size.
+pub(crate) fn check_group_size(file: &str, key: &str, value: &Value) -> Result<GroupSize, FormatError> {
+    match value.as_i64() {
+        Some(-1) => Ok(GroupSize::Channel),
+        Some(rows @ 1..) if usize::try_from(rows).is_ok() => Ok(GroupSize::Rows(rows as usize)),
+        _ => Err(FormatError::config(file, key, "-1 (one group a column) or at least 1", show(value), "correct the group size")),
+    }
+}
+
+impl QuantConfig {
+    /// The keys, of those that change what the tensors mean, in which two configs differ.
+    pub(crate) fn differing_keys(&self, other: &QuantConfig) -> Vec<&'static str> {
+        let rules = |c: &QuantConfig| -> Vec<(String, crate::Overrides)> {
+            c.dynamic.rules().iter().map(|r| (r.text().to_string(), r.overrides().clone())).collect()
+        };
+        let pairs = [
+            ("bits", self.bits != other.bits),
+            ("group_size", self.group_size != other.group_size),
+            ("sym", self.sym != other.sym),
+            ("desc_act", self.desc_act != other.desc_act),
+            ("checkpoint_format", self.format != other.format),
+            ("lm_head", self.lm_head != other.lm_head),
+            ("dynamic", rules(self) != rules(other)),
+            ("modules_in_block_to_quantize", self.modules != other.modules),
+        ];
+        pairs.into_iter().filter(|(_, differ)| *differ).map(|(key, _)| key).collect()
+    }
+}

@@ -1,0 +1,108 @@
+//! What a quantized module is, for people who inspect a folder. Codes are not read.
+
+use crate::checkpoint::Checkpoint;
+use crate::gptq::Module;
+use crate::{Evidence, FormatError, GroupSize, ZeroDialect};
+use billfish_tensor::{DType, Groups, Packing, Zeros};
+
+/// How the rules of `dynamic` apply to a module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleReport {
+    /// The rule that the tensors show was applied, as written.
+    pub applied: Option<String>,
+    /// What vLLM applies: the first rule that matches.
+    pub in_order: Option<String>,
+    /// What GPTQModel applies: negative rules first.
+    pub negatives_first: Option<String>,
+}
+
+impl RuleReport {
+    /// Whether the two readings apply different rules.
+    pub fn differ(&self) -> bool {
+        self.in_order != self.negatives_first
+    }
+}
+
+/// What one quantized module is.
+#[derive(Clone, Debug)]
+pub struct ModuleReport {
+    /// Its name.
+    pub module: String,
+    /// K.
+    pub in_features: usize,
+    /// N.
+    pub out_features: usize,
+    /// Width of a code.
+    pub bits: u32,
+    /// Rows of a group, as configured.
+    pub group_size: GroupSize,
+    /// Number of groups.
+    pub groups: usize,
+    /// Whether the config calls it symmetric.
+    pub sym: bool,
+    /// Whether every true zero point is the midpoint.
+    pub midpoint: bool,
+    /// How zero points are stored.
+    pub zeros: ZeroDialect,
+    /// What decided that.
+    pub evidence: Evidence,
+    /// The evidence in words.
+    pub reason: String,
+    /// Whether rows of a group stand apart (`g_idx` is needed).
+    pub act_order: bool,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// Rules of `dynamic`.
+    pub rule: RuleReport,
+    /// Type of the scales.
+    pub scales: DType,
+    /// How codes are packed.
+    pub packing: Packing,
+    /// Bytes of all its tensors on disk.
+    pub bytes: u64,
+}
+
+impl ModuleReport {
+    /// Bits on disk for one weight, everything included.
+    pub fn bits_per_weight(&self) -> f64 {
+        self.bytes as f64 * 8.0 / (self.in_features as f64 * self.out_features as f64)
+    }
+}
+
+pub(crate) fn describe(checkpoint: &Checkpoint, name: &str) -> Result<ModuleReport, FormatError> {
+    let module = Module::find(checkpoint, name, None)?;
+    let decoded = module.zeros()?;
+    let bias = checkpoint.find(&format!("{name}.bias"));
+    let rule = match checkpoint.quantization() {
+        Some(config) => {
+            let found = config.rules_for(name)?;
+            let text = |r: Option<&crate::Rule>| r.map(|r| r.text().to_string());
+            RuleReport {
+                applied: text(found.for_tensors(true)),
+                in_order: text(found.in_order()),
+                negatives_first: text(found.negatives_first()),
+            }
+        }
+        None => RuleReport { applied: None, in_order: None, negatives_first: None },
+    };
+    let tensors = [&module.qweight, &module.qzeros, &module.scales].into_iter().chain(&module.g_idx).chain(&bias);
+    Ok(ModuleReport {
+        module: name.into(),
+        in_features: module.k,
+        out_features: module.n,
+        bits: module.scheme.bits,
+        group_size: module.scheme.group_size,
+        groups: module.scales.info.shape[0],
+        sym: module.scheme.sym,
+        midpoint: decoded.zeros == Zeros::Midpoint,
+        zeros: decoded.dialect,
+        evidence: decoded.evidence,
+        reason: decoded.reason,
+        act_order: matches!(module.groups, Groups::Index { .. }),
+        bias: bias.is_some(),
+        rule,
+        scales: module.scales.info.dtype,
+        packing: module.scheme.packing(),
+        bytes: tensors.map(|t| t.info.bytes as u64).sum(),
+    })
+}

@@ -1,0 +1,152 @@
+//! A named range of bytes that is read piece by piece: a file, or bytes in memory.
+//!
+//! Files are read at positions and never mapped: a file that shrinks under us is an error of one read, and only the
+//! bytes in use are resident.
+
+use crate::FormatError;
+use std::borrow::Cow;
+use std::fs::File;
+use std::path::Path;
+
+/// A readable range of bytes with the name that messages use.
+#[derive(Debug)]
+pub struct Source {
+    name: String,
+    len: u64,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    File(PositionalFile),
+    Memory(Cow<'static, [u8]>),
+}
+
+impl Source {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`] when the system refuses, [`FormatError::NotFound`] when the path is no file.
+    pub fn open(path: &Path) -> Result<Self, FormatError> {
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|e| FormatError::io(&name, e))?;
+        let meta = file.metadata().map_err(|e| FormatError::io(&name, e))?;
+        if !meta.is_file() {
+            return Err(FormatError::NotFound {
+                path: name,
+                expected: "a regular file".into(),
+                found: "a folder or device of that name".into(),
+                remedy: "put the file itself there".into(),
+            });
+        }
+        Ok(Self { name, len: meta.len(), bytes: Bytes::File(PositionalFile::new(file)) })
+    }
+
+    /// Wraps bytes in memory.
+    pub fn from_bytes(name: impl Into<String>, bytes: impl Into<Cow<'static, [u8]>>) -> Self {
+        let bytes = bytes.into();
+        Self { name: name.into(), len: bytes.len() as u64, bytes: Bytes::Memory(bytes) }
+    }
+
+    /// The name for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Fills `out` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`] when the bytes do not exist (any more) or the system refuses.
+    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), FormatError> {
+        let eof = || FormatError::io(&self.name, std::io::ErrorKind::UnexpectedEof.into());
+        match &self.bytes {
+            Bytes::File(file) => file.read_at(offset, out).map_err(|e| FormatError::io(&self.name, e)),
+            Bytes::Memory(bytes) => {
+                let start = usize::try_from(offset).map_err(|_| eof())?;
+                let end = start.checked_add(out.len()).ok_or_else(eof)?;
+                out.copy_from_slice(bytes.get(start..end).ok_or_else(eof)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// All bytes of a small file, refused when there are more than `cap`.
+    pub(crate) fn read_all(&self, cap: u64) -> Result<Vec<u8>, FormatError> {
+        if self.len > cap {
+            return Err(FormatError::NotFound {
+                path: self.name.clone(),
+                expected: format!("a file of at most {cap} bytes"),
+                found: format!("{} bytes", self.len),
+                remedy: "this is not the file its name says, replace it".into(),
+            });
+        }
+        let mut out = vec![0; self.len as usize];
+        self.read_at(0, &mut out)?;
+        Ok(out)
+    }
+}
+
+#[cfg(unix)]
+#[derive(Debug)]
+struct PositionalFile(File);
+
+#[cfg(unix)]
+impl PositionalFile {
+    fn new(file: File) -> Self {
+        Self(file)
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.0, out, offset)
+    }
+}
+
+/// Without positional reads the file's one cursor must be owned while it moves and reads.
+#[cfg(not(unix))]
+#[derive(Debug)]
+struct PositionalFile(std::sync::Mutex<File>);
+
+#[cfg(not(unix))]
+impl PositionalFile {
+    fn new(file: File) -> Self {
+        Self(std::sync::Mutex::new(file))
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        use std::io::{Read, Seek, SeekFrom};
+        let mut file = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        file.seek(SeekFrom::Start(offset))?;
+        file.read_exact(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_reads_stay_inside() {
+        let s = Source::from_bytes("m", vec![1, 2, 3]);
+        let mut two = [0; 2];
+        s.read_at(1, &mut two).unwrap();
+        assert_eq!(two, [2, 3]);
+        for offset in [2, 3, u64::MAX] {
+            assert!(matches!(s.read_at(offset, &mut two), Err(FormatError::Io { .. })));
+        }
+    }
+
+    #[test]
+    fn a_folder_is_no_file() {
+        assert!(Source::open(&std::env::temp_dir()).is_err());
+    }
+}
