@@ -1,5 +1,6 @@
-//! Who runs when: from logits to the next token.
+//! Who runs when: from a prompt to a completion, and from logits to the next token.
 //!
+//! - [`Session`]: one sequence and its cache. [`Session::generate`] runs a prompt in chunks, then decodes token by token.
 //! - [`Sampler`]: one sequence's choice of the next token, reproducible from its seed on every machine.
 //!
 //! ```
@@ -13,6 +14,10 @@
 //! The crate deliberately knows no HTTP and no file format.
 #![forbid(unsafe_code)]
 
+mod error;
 mod sampler;
+mod session;
 
+pub use error::EngineError;
 pub use sampler::{Probability, Sampler, SamplingError, SamplingParams};
+pub use session::{Completion, FinishReason, Request, Session, Timings};

@@ -39,7 +39,7 @@ pub(crate) fn open(store: &Store, warnings: &Warnings) -> Result<Shards, FormatE
         shards.sources.push(source);
     }
     if let Some(index) = index {
-        index.check(&files, &shards, warnings)?;
+        index.check(&files, &mut shards, warnings)?;
     }
     for name in names.iter().filter(|n| n.ends_with(".safetensors") && !files.contains(n)) {
         warnings.about(WarningKind::Files, "a safetensors file that is not part of the model is not read", name);
@@ -128,8 +128,9 @@ impl Index {
         Ok(Index { label, map })
     }
 
-    /// Every listed tensor must be where the index says; a tensor it does not list is worth a warning.
-    fn check(&self, files: &[String], shards: &Shards, warnings: &Warnings) -> Result<(), FormatError> {
+    /// Every listed tensor must be where the index says. A tensor that it does not list is not part of the model: it may be
+    /// left over from another one, so it is named and not read.
+    fn check(&self, files: &[String], shards: &mut Shards, warnings: &Warnings) -> Result<(), FormatError> {
         for (tensor, file) in &self.map {
             let found = match shards.tensors.get(tensor) {
                 Some((shard, _)) if files[*shard] == *file => continue,
@@ -138,9 +139,13 @@ impl Index {
             };
             return Err(FormatError::index(&self.label, tensor, format!("the tensor in {file}"), found));
         }
-        for tensor in shards.tensors.keys().filter(|t| !self.map.contains_key(*t)) {
-            warnings.about(WarningKind::Files, "a tensor in a shard that the index does not list", tensor);
-        }
+        shards.tensors.retain(|tensor, _| {
+            let listed = self.map.contains_key(tensor);
+            if !listed {
+                warnings.about(WarningKind::Files, "a tensor in a shard that the index does not list is not read", tensor);
+            }
+            listed
+        });
         Ok(())
     }
 }

@@ -36,5 +36,5 @@ pub use backend::{Backend, MatmulScratch, Weight};
 pub use error::KernelError;
 pub use isa::{ISA_NAMES, Isa};
 pub use kv::{AttentionScratch, KvLayer, KvType};
-pub use pack::{PackedDense, PackedMatrix};
+pub use pack::{PackedDense, PackedMatrix, kernel_name};
 pub use threads::Pool;

@@ -94,6 +94,16 @@ pub(crate) fn panel_bits(bits: u32) -> u32 {
     if bits > 4 { 8 } else { bits }
 }
 
+/// Name of the layout that codes of `bits` bits are packed into, for reports.
+pub fn kernel_name(bits: u32) -> &'static str {
+    match panel_bits(bits) {
+        2 => "k4n16-w2",
+        3 => "k4n16-w3",
+        4 => "k4n16-w4",
+        _ => "k4n16-w8",
+    }
+}
+
 /// Rows of a chunk and lines of a chunk.
 fn chunk_shape(panel_bits: u32) -> (usize, usize) {
     match panel_bits {
@@ -263,12 +273,7 @@ impl PackedMatrix {
 
     /// Name of the kernel's layout, for reports.
     pub fn kernel(&self) -> &'static str {
-        match self.panel_bits {
-            2 => "k4n16-w2",
-            3 => "k4n16-w3",
-            4 => "k4n16-w4",
-            _ => "k4n16-w8",
-        }
+        kernel_name(self.bits)
     }
 
     /// Takes over `other`'s row order if it is equal, so that modules with one input share one permutation and their

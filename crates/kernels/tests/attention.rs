@@ -6,6 +6,7 @@ use billfish_kernels::{AttentionScratch, Backend, Isa, KvLayer, KvType};
 use common::Rng;
 
 /// Softmax attention in f64 over the stored (f16-rounded or f32) keys and values.
+#[allow(clippy::too_many_arguments)] // the operands of attention
 fn oracle(q: &[f32], keys: &[f32], values: &[f32], heads: usize, kv_heads: usize, d: usize, scale: f64, window: Option<usize>) -> Vec<f64> {
     let tokens = q.len() / (heads * d);
     let total = keys.len() / (kv_heads * d);

@@ -186,6 +186,15 @@ impl Model {
         Cache { layers: (0..c.layers).map(|_| layer()).collect(), frequencies: c.rope.frequencies(length) }
     }
 
+    /// Keeps the first `keep` tokens of `cache` for a sequence now planned to reach `length` tokens, and returns how many
+    /// were kept: none if the new plan gives other rope frequencies, because the old keys were rotated by the old ones.
+    pub fn reuse(&self, cache: &mut Cache, keep: usize, length: usize) -> usize {
+        let frequencies = self.config.rope.frequencies(length);
+        cache.truncate(if frequencies == cache.frequencies { keep } else { 0 });
+        cache.frequencies = frequencies;
+        cache.len()
+    }
+
     /// Runs `tokens` after those in `cache` and adds them to it. Returns the logits asked for, `[rows, vocab]`.
     ///
     /// A row depends on the tokens up to it and on nothing else: not on how they were cut into calls, nor on threads,

@@ -1,0 +1,325 @@
+//! `billfish inspect`: what a folder is, module by module, and how it would run. Weights are not read.
+
+use super::options::{checkpoint, isa_from_env};
+use anyhow::Result;
+use billfish::{Checkpoint, Isa, read_tokenizer};
+use billfish_formats::{ModuleReport, RuleReport};
+use billfish_kernels::kernel_name;
+use billfish_models::{DecoderConfig, supported};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A model folder; the built-in model if none is named
+    model: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// List every tensor with its type, shape and bytes
+    #[arg(long)]
+    tensors: bool,
+}
+
+/// One linear module.
+struct Module {
+    name: String,
+    k: usize,
+    n: usize,
+    bytes: u64,
+    /// What it is, in words; modules with equal words are shown as one line.
+    scheme: String,
+    kernel: &'static str,
+    json: Value,
+}
+
+struct Report {
+    modules: Vec<Module>,
+    parameters: u64,
+    config: Result<DecoderConfig, String>,
+    warnings: Vec<String>,
+}
+
+fn rule_words(rule: &RuleReport) -> String {
+    let mut words = rule.applied.as_ref().map_or(String::new(), |r| format!(", rule `{r}`"));
+    if rule.differ() {
+        let side = |r: &Option<String>| r.as_ref().map_or_else(|| "no rule".to_string(), |r| format!("`{r}`"));
+        words += &format!(" (vLLM reads {}, GPTQModel {})", side(&rule.in_order), side(&rule.negatives_first));
+    }
+    words
+}
+
+fn quantized(report: &ModuleReport) -> Module {
+    let group = match report.group_size {
+        billfish_formats::GroupSize::Channel => "one group a column".to_string(),
+        billfish_formats::GroupSize::Rows(g) => format!("group {g}"),
+    };
+    let sym = if report.sym { "sym" } else { "asym" };
+    let order = if report.act_order { "act-order" } else { "plain" };
+    let scheme = format!(
+        "{}-bit, {group}, {sym}, zeros {} ({}), {order}, {} scales{}{}",
+        report.bits,
+        report.zeros,
+        report.reason,
+        report.scales,
+        if report.bias { ", bias" } else { "" },
+        rule_words(&report.rule)
+    );
+    let group_size: i64 = match report.group_size {
+        billfish_formats::GroupSize::Channel => -1,
+        billfish_formats::GroupSize::Rows(g) => g as i64,
+    };
+    let json = json!({
+        "module": report.module,
+        "in_features": report.in_features,
+        "out_features": report.out_features,
+        "quantized": true,
+        "bits": report.bits,
+        "group_size": group_size,
+        "groups": report.groups,
+        "sym": report.sym,
+        "zero_point_dialect": report.zeros.to_string(),
+        "zero_point_evidence": report.reason,
+        "zeros_all_midpoint": report.midpoint,
+        "act_order": report.act_order,
+        "bias": report.bias,
+        "scales": report.scales.name(),
+        "packing": format!("{:?}", report.packing).to_lowercase(),
+        "dynamic_rule": report.rule.applied,
+        "dynamic_readings_differ": report.rule.differ(),
+        "dynamic_rule_vllm": report.rule.in_order,
+        "dynamic_rule_gptqmodel": report.rule.negatives_first,
+        "bytes": report.bytes,
+        "bits_per_weight": report.bits_per_weight(),
+        "kernel": kernel_name(report.bits),
+    });
+    Module {
+        name: report.module.clone(),
+        k: report.in_features,
+        n: report.out_features,
+        bytes: report.bytes,
+        scheme,
+        kernel: kernel_name(report.bits),
+        json,
+    }
+}
+
+/// A dense matrix: a linear module or the embedding.
+fn dense(c: &Checkpoint, name: &str) -> Result<Option<Module>> {
+    let Some(info) = c.info(&format!("{name}.weight")).filter(|i| i.shape.len() == 2) else { return Ok(None) };
+    let kernel = match info.dtype.name() {
+        "F16" => "dense-f16",
+        "BF16" => "dense-bf16",
+        "F32" => "dense-f32",
+        _ => "none",
+    };
+    let rule = match c.quantization() {
+        Some(q) => {
+            let found = q.rules_for(name)?;
+            let text = |r: Option<&billfish_formats::Rule>| r.map(|r| r.text().to_string());
+            RuleReport {
+                applied: text(found.for_tensors(false)),
+                in_order: text(found.in_order()),
+                negatives_first: text(found.negatives_first()),
+            }
+        }
+        None => RuleReport { applied: None, in_order: None, negatives_first: None },
+    };
+    let (n, k) = (info.shape[0], info.shape[1]);
+    let json = json!({
+        "module": name,
+        "in_features": k,
+        "out_features": n,
+        "quantized": false,
+        "dtype": info.dtype.name(),
+        "dynamic_rule": rule.applied,
+        "dynamic_readings_differ": rule.differ(),
+        "bytes": info.bytes,
+        "bits_per_weight": info.dtype.size() * 8,
+        "kernel": kernel,
+    });
+    let scheme = format!("{} dense{}", info.dtype, rule_words(&rule));
+    Ok(Some(Module { name: name.into(), k, n, bytes: info.bytes as u64, scheme, kernel, json }))
+}
+
+fn report(c: &Checkpoint) -> Result<Report> {
+    let mut modules = vec![];
+    let packed: BTreeSet<String> = c.quantized_modules().into_iter().collect();
+    let mut parameters = 0;
+    for name in &packed {
+        let m = quantized(&c.describe(name)?);
+        parameters += (m.k * m.n) as u64;
+        modules.push(m);
+    }
+    for tensor in c.tensor_names() {
+        let Some((module, part)) = tensor.rsplit_once('.') else { continue };
+        if packed.contains(module) && part != "bias" {
+            continue;
+        }
+        if let Some(info) = c.info(tensor) {
+            parameters += info.shape.iter().map(|&d| d as u64).product::<u64>();
+        }
+        if part == "weight" {
+            modules.extend(dense(c, module)?);
+        }
+    }
+    modules.sort_by_key(|m| natural(&m.name));
+    let config = DecoderConfig::from_json(&format!("{}/config.json", c.name()), c.config()).map_err(|e| e.to_string());
+    let mut warnings: Vec<String> = c.warnings().iter().map(ToString::to_string).collect();
+    match (read_tokenizer(c), &config) {
+        (Err(e), _) => warnings.push(e.to_string()),
+        (Ok(t), Ok(config)) if t.vocab_size() > config.vocab_size => {
+            warnings.push(format!(
+                "tokenizer.json has {} tokens, the embedding {} rows: it will not load",
+                t.vocab_size(),
+                config.vocab_size
+            ));
+        }
+        _ => {}
+    }
+    if let Err(e) = &config {
+        warnings.push(format!("it will not run: {e}"));
+    }
+    Ok(Report { modules, parameters, config, warnings })
+}
+
+/// A name with its numbers padded, so that layer 10 comes after layer 9.
+fn natural(name: &str) -> String {
+    name.split('.').map(|p| p.parse::<u64>().map_or_else(|_| p.to_string(), |n| format!("{n:06}"))).collect::<Vec<_>>().join(".")
+}
+
+/// A module's name with its layer numbers replaced by `*`.
+fn pattern(name: &str) -> String {
+    name.split('.').map(|p| if p.parse::<u64>().is_ok() { "*" } else { p }).collect::<Vec<_>>().join(".")
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let c = checkpoint(args.model.as_deref())?;
+    let isa = Isa::choose(isa_from_env()?.as_deref())?;
+    let r = report(&c)?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{:#}", to_json(&c, &r, isa, args.tensors))?
+    } else {
+        print(&c, &r, isa, args.tensors, &mut out)?
+    }
+    Ok(())
+}
+
+fn to_json(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool) -> Value {
+    let mut object = json!({
+        "name": c.name(),
+        "model_type": c.config().get("model_type"),
+        "supported": r.config.is_ok(),
+        "parameters": r.parameters,
+        "bytes": c.total_bytes(),
+        "bits_per_weight": c.total_bytes() as f64 * 8.0 / r.parameters.max(1) as f64,
+        "isa": isa.name(),
+        "modules": r.modules.iter().map(|m| m.json.clone()).collect::<Vec<_>>(),
+        "warnings": r.warnings,
+    });
+    if let Ok(config) = &r.config {
+        object["config"] = json!({
+            "layers": config.layers,
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size,
+            "heads": config.heads,
+            "kv_heads": config.kv_heads,
+            "head_dim": config.head_dim,
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.max_position_embeddings,
+            "rope": config.rope.kind(),
+            "tie_word_embeddings": config.tie_word_embeddings,
+            "sliding_windows": config.windows,
+        });
+    }
+    if tensors {
+        let list = c.tensor_names().filter_map(|n| c.info(n).map(|i| (n, i)));
+        object["tensors"] = list.map(|(n, i)| json!({"name": n, "dtype": i.dtype.name(), "shape": i.shape, "bytes": i.bytes})).collect();
+    }
+    object
+}
+
+fn print(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool, out: &mut impl Write) -> Result<()> {
+    writeln!(out, "{}", c.name())?;
+    match &r.config {
+        Ok(g) => {
+            writeln!(
+                out,
+                "  architecture  {}: {} layers, hidden {}, MLP {}, {} heads of {} ({} KV), vocabulary {}{}",
+                g.model_type(),
+                g.layers,
+                g.hidden_size,
+                g.intermediate_size,
+                g.heads,
+                g.head_dim,
+                g.kv_heads,
+                g.vocab_size,
+                if g.tie_word_embeddings { ", tied" } else { "" }
+            )?;
+            let context = g.max_position_embeddings.map_or_else(|| "unknown".to_string(), |m| m.to_string());
+            let windows: BTreeSet<usize> = g.windows.iter().flatten().copied().collect();
+            let sliding = g.windows.iter().flatten().count();
+            write!(out, "  positions     {context}, rope {}", g.rope.kind())?;
+            if sliding > 0 {
+                write!(out, ", sliding window {windows:?} in {sliding} layers")?;
+            }
+            writeln!(out)?;
+        }
+        Err(_) => {
+            let found = c.config().get("model_type").map_or_else(|| "none".to_string(), Value::to_string);
+            writeln!(out, "  architecture  {found}, not supported (supported: {})", supported().collect::<Vec<_>>().join(", "))?;
+        }
+    }
+    let bpw = c.total_bytes() as f64 * 8.0 / r.parameters.max(1) as f64;
+    writeln!(out, "  parameters    {:.1} M in {:.1} MB, {bpw:.2} bits a weight", r.parameters as f64 / 1e6, c.total_bytes() as f64 / 1e6)?;
+    match c.quantization() {
+        Some(q) => {
+            let writer = q.writer.as_ref().map_or_else(|| "an unnamed writer".to_string(), |w| format!("{} {}", w.name, w.version));
+            writeln!(out, "  quantization  {} by {writer}, from {}", q.format.name(), q.file)?;
+        }
+        None => writeln!(out, "  quantization  none")?,
+    }
+    writeln!(out, "  runs on       {} ({})", isa.name(), Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ") + " available")?;
+    writeln!(out, "modules")?;
+    let mut groups: Vec<(String, Vec<&Module>)> = vec![];
+    for m in &r.modules {
+        let key = format!("{} [{}, {}] {}", pattern(&m.name), m.k, m.n, m.scheme);
+        match groups.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, members)) => members.push(m),
+            None => groups.push((key, vec![m])),
+        }
+    }
+    for (_, members) in &groups {
+        let m = members[0];
+        let (bytes, weights) = members.iter().fold((0, 0), |(b, w), m| (b + m.bytes, w + m.k * m.n));
+        let name = if members.len() > 1 { format!("{} x{}", pattern(&m.name), members.len()) } else { m.name.clone() };
+        writeln!(
+            out,
+            "  {name}  [{}, {}]  {}  {:.2} MB, {:.2} bits a weight  -> {}",
+            m.k,
+            m.n,
+            m.scheme,
+            bytes as f64 / 1e6,
+            bytes as f64 * 8.0 / weights.max(1) as f64,
+            m.kernel
+        )?;
+    }
+    if tensors {
+        writeln!(out, "tensors")?;
+        for name in c.tensor_names() {
+            if let Some(i) = c.info(name) {
+                writeln!(out, "  {name}  {} {:?}  {} bytes", i.dtype, i.shape, i.bytes)?;
+            }
+        }
+    }
+    if r.warnings.is_empty() {
+        writeln!(out, "no warnings")?;
+    }
+    for w in &r.warnings {
+        writeln!(out, "warning: {w}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! Options that several commands share.
+
+use billfish::{Activations, BUILTIN_NAME, Checkpoint, GenerateOptions, KvType, LoadedModel, OpenOptions, Progress, builtin_files};
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+/// Folders larger than this show a progress bar while they load.
+const LARGE: u64 = 300 << 20;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ActivationsArg {
+    Exact,
+    Strict,
+    Int8,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KvArg {
+    F16,
+    F32,
+}
+
+/// Which model, and how to run it.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// A model folder (config.json, *.safetensors, tokenizer.json); the built-in model if none is named
+    model: Option<PathBuf>,
+    /// Threads to work with [default: as many as the machine offers]
+    #[arg(long, short = 't', value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Precision of activations: exact (16 bit), strict (24 bit, as good as f32), int8 (fast, about 1 % off)
+    #[arg(long, value_enum, default_value = "exact")]
+    activations: ActivationsArg,
+    /// Storage of the KV cache [default: f16, f32 with strict activations]
+    #[arg(long, value_enum)]
+    kv_cache_dtype: Option<KvArg>,
+}
+
+/// The instruction set that the environment asks for.
+pub fn isa_from_env() -> anyhow::Result<Option<String>> {
+    match std::env::var("BILLFISH_ISA") {
+        Ok(name) if name.is_empty() => Ok(None),
+        Ok(name) => Ok(Some(name)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(e) => anyhow::bail!("BILLFISH_ISA: {e}; expected one of {}", billfish_kernels::ISA_NAMES),
+    }
+}
+
+/// Opens a folder, or the built-in model if none is named.
+pub fn checkpoint(model: Option<&Path>) -> anyhow::Result<Checkpoint> {
+    Ok(match model {
+        Some(dir) => Checkpoint::open(dir)?,
+        None => Checkpoint::from_memory(BUILTIN_NAME, builtin_files())?,
+    })
+}
+
+impl ModelArgs {
+    /// The folder, if one is named.
+    pub fn checkpoint(&self) -> anyhow::Result<Checkpoint> {
+        checkpoint(self.model.as_deref())
+    }
+
+    fn open_options(&self) -> anyhow::Result<OpenOptions> {
+        Ok(OpenOptions {
+            isa: isa_from_env()?,
+            threads: self.threads.map(usize::from),
+            activations: match self.activations {
+                ActivationsArg::Exact => Activations::Exact,
+                ActivationsArg::Strict => Activations::Strict,
+                ActivationsArg::Int8 => Activations::Int8,
+            },
+            kv_type: self.kv_cache_dtype.map(|k| match k {
+                KvArg::F16 => KvType::F16,
+                KvArg::F32 => KvType::F32,
+            }),
+        })
+    }
+
+    /// Loads the model, with a progress bar if it is large, and prints its warnings.
+    pub fn load(&self) -> anyhow::Result<LoadedModel> {
+        let checkpoint = self.checkpoint()?;
+        let bar = (checkpoint.total_bytes() > LARGE).then(|| byte_bar("loading", checkpoint.total_bytes()));
+        let mut progress = |p: Progress| {
+            if let Some(bar) = &bar {
+                bar.set_position(p.done);
+            }
+        };
+        let loaded = LoadedModel::from_checkpoint(&checkpoint, &self.open_options()?, &mut progress);
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
+        let loaded = loaded?;
+        for warning in &loaded.warnings {
+            eprintln!("warning: {warning}");
+        }
+        Ok(loaded)
+    }
+}
+
+/// A progress bar over bytes; invisible where standard error is no terminal.
+pub fn byte_bar(what: &'static str, total: u64) -> ProgressBar {
+    styled(what, total, "{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}")
+}
+
+/// A progress bar over tokens.
+pub fn token_bar(what: &'static str, total: u64) -> ProgressBar {
+    styled(what, total, "{msg} {wide_bar} {pos}/{len} tokens {per_sec} {eta}")
+}
+
+fn styled(what: &'static str, total: u64, template: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    // the templates are constants of this file
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(total).with_style(style).with_message(what)
+}
+
+/// How to choose tokens.
+#[derive(clap::Args)]
+pub struct SamplingArgs {
+    /// Tokens to generate at most
+    #[arg(long, short = 'n', default_value_t = 256)]
+    max_tokens: usize,
+    /// 0 takes the most probable token [default: the model's generation_config.json, else 0.8]
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Choose among this many most probable tokens; 0 for all [default: the model's, else 0]
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Choose among the most probable tokens that together have this probability [default: the model's, else 0.95]
+    #[arg(long)]
+    top_p: Option<f32>,
+    /// Choose among tokens of at least this fraction of the highest probability [default: the model's, else 0]
+    #[arg(long)]
+    min_p: Option<f32>,
+    /// Above 1 makes tokens that occurred less likely [default: the model's, else 1]
+    #[arg(long)]
+    repetition_penalty: Option<f32>,
+    /// Seed of the choices; the same seed gives the same text [default: from the clock, printed at the end]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// End at this text, which is not shown (repeatable)
+    #[arg(long)]
+    stop: Vec<String>,
+    /// Go on after an end-of-sequence token
+    #[arg(long)]
+    ignore_eos: bool,
+}
+
+impl SamplingArgs {
+    /// The model's own settings with the command line's on top.
+    pub fn options(&self, model: &LoadedModel) -> GenerateOptions {
+        let mut options = model.generate_options();
+        let s = &mut options.sampling;
+        s.temperature = self.temperature.unwrap_or(s.temperature);
+        s.top_k = self.top_k.unwrap_or(s.top_k);
+        s.top_p = self.top_p.unwrap_or(s.top_p);
+        s.min_p = self.min_p.unwrap_or(s.min_p);
+        s.repetition_penalty = self.repetition_penalty.unwrap_or(s.repetition_penalty);
+        s.seed = self.seed.unwrap_or_else(clock_seed);
+        options.max_tokens = self.max_tokens;
+        options.stop = self.stop.clone();
+        options.ignore_eos = self.ignore_eos;
+        options
+    }
+}
+
+/// A seed that differs from run to run, short enough to type.
+fn clock_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| u64::from(d.subsec_nanos() ^ (d.as_secs() as u32).rotate_left(16)))
+}

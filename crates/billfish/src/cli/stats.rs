@@ -1,0 +1,43 @@
+//! What a run cost, in one line.
+
+use billfish::{Completion, LoadedModel};
+
+/// Largest resident size of this process so far, in bytes, where the system tells.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kb| kb * 1024)
+}
+
+/// The kernels in use, most bytes first, such as `k4n16-w4, dense-bf16 on avx512`.
+pub fn kernels(model: &LoadedModel) -> String {
+    let mut bytes: Vec<(&str, usize)> = vec![];
+    for m in model.model.modules() {
+        match bytes.iter_mut().find(|(k, _)| *k == m.kernel) {
+            Some((_, b)) => *b += m.bytes,
+            None => bytes.push((m.kernel, m.bytes)),
+        }
+    }
+    bytes.sort_by_key(|(_, b)| std::cmp::Reverse(*b));
+    let names: Vec<&str> = bytes.iter().map(|(k, _)| *k).collect();
+    format!("{} on {}", names.join(", "), model.model.backend().isa().name())
+}
+
+/// Prints the line to standard error.
+pub fn print(model: &LoadedModel, done: &Completion, seed: u64) {
+    let t = &done.timings;
+    let memory = peak_memory().map_or_else(|| "unknown".into(), |b| format!("{:.0} MB", b as f64 / 1e6));
+    eprintln!(
+        "[{}: load {:.2} s | prompt {} tokens, {:.1} tokens/s | generation {} tokens, {:.1} tokens/s | peak memory {memory} | {}, {} threads, {} activations, {} KV cache | seed {seed}]",
+        model.name,
+        model.load_time.as_secs_f64(),
+        t.prompt_tokens,
+        t.prompt_rate(),
+        done.tokens.len(),
+        t.generation_rate(),
+        kernels(model),
+        model.model.backend().threads(),
+        model.model.activations().name(),
+        model.model.kv_type().name(),
+    );
+}

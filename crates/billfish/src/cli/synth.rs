@@ -1,0 +1,41 @@
+//! `billfish synth`: a model folder with random weights.
+
+use super::options::byte_bar;
+use anyhow::Result;
+use billfish::builtin_files;
+use billfish_quantize::{SynthSpec, synth};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// SHAPE[:wBgG][:asym][:act][:v2][:vN], such as llama-1b:w4g128, qwen3-0.6b or llama-8b:w3g64:asym
+    spec: SynthSpec,
+    /// The folder to write; it must be empty or not exist
+    out: PathBuf,
+    /// Files to spread the weights over
+    #[arg(long, default_value_t = 1)]
+    shards: usize,
+    /// Write 16-bit weights instead of quantized ones
+    #[arg(long)]
+    dense: bool,
+    /// Seed of the weights
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let tokenizer: Vec<(&str, &[u8])> = builtin_files()
+        .iter()
+        .filter(|(name, _)| ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"].contains(name))
+        .copied()
+        .collect();
+    let bar = byte_bar("writing", 0);
+    let written = synth(&args.spec, &args.out, args.shards, args.dense, args.seed, &tokenizer, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let written = written?;
+    eprintln!("{}: {} tensors, {:.1} MB in {} files", args.out.display(), written.tensors, written.bytes as f64 / 1e6, written.files.len());
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! Billfish: every GPTQ-family checkpoint, loaded correctly and run fast.
+//!
+//! This crate is the façade over the others and the `billfish` binary.
+//!
+//! ```
+//! use billfish::{GenerateOptions, LoadedModel, OpenOptions};
+//!
+//! let model = LoadedModel::builtin(&OpenOptions::default())?; // or LoadedModel::open("path/to/folder".as_ref(), …)
+//! let options = GenerateOptions { max_tokens: 16, ..model.generate_options() };
+//! let story = model.generate("Once upon a time", &options, |piece| print!("{piece}"))?;
+//! assert_eq!(story.tokens.len(), 16);
+//! # Ok::<(), billfish::Error>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod builtin;
+mod error;
+mod loaded;
+
+pub use billfish_engine::{Completion, FinishReason, Request, SamplingParams, Session};
+pub use billfish_formats::Checkpoint;
+pub use billfish_kernels::{Activations, Isa, KvType};
+pub use billfish_models::Progress;
+pub use billfish_text::Message;
+pub use builtin::{BUILTIN_NAME, builtin_files};
+pub use error::Error;
+pub use loaded::{GenerateOptions, LoadedModel, OpenOptions, read_tokenizer};

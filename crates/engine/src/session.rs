@@ -1,0 +1,209 @@
+//! One sequence: its tokens, its cache, and the loop that makes it longer.
+
+use crate::{EngineError, Sampler, SamplingParams};
+use billfish_models::{Cache, Logits, Model, Scratch};
+use billfish_text::{StopMatcher, Tokenizer};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Tokens of a prompt that run at once: enough to reach the arithmetic peak, few enough to keep the buffers small.
+const PREFILL_CHUNK: usize = 256;
+
+/// What to generate.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The tokens to continue.
+    pub prompt: &'a [u32],
+    /// How to choose tokens.
+    pub sampling: SamplingParams,
+    /// Tokens to generate at most.
+    pub max_tokens: usize,
+    /// Texts that end the completion; they are not part of it.
+    pub stop: &'a [String],
+    /// Go on after an end-of-sequence token.
+    pub ignore_eos: bool,
+    /// Set by another thread to end early.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+/// Why a completion ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop text came.
+    Stop,
+    /// `max_tokens` were generated.
+    Length,
+    /// The caller cancelled.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// Its name on the wire: `stop`, `length` or `cancelled`.
+    pub fn name(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// How long the two phases took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    /// From the first prompt token to the first generated one.
+    pub prompt: Duration,
+    /// From the first generated token to the last.
+    pub generation: Duration,
+    /// Prompt tokens that ran (the others were in the cache).
+    pub prompt_tokens: usize,
+    /// Decode steps that ran.
+    pub steps: usize,
+}
+
+impl Timings {
+    /// Prompt tokens per second.
+    pub fn prompt_rate(&self) -> f64 {
+        rate(self.prompt_tokens, self.prompt)
+    }
+
+    /// Generated tokens per second, the first one (which the prompt pays for) not counted.
+    pub fn generation_rate(&self) -> f64 {
+        rate(self.steps, self.generation)
+    }
+}
+
+fn rate(count: usize, time: Duration) -> f64 {
+    if count == 0 { 0.0 } else { count as f64 / time.as_secs_f64().max(1e-9) }
+}
+
+/// What was generated.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    /// The text, without any stop text.
+    pub text: String,
+    /// The tokens, an end-of-sequence token that ended it included.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// Prompt tokens found in the cache.
+    pub cached_tokens: usize,
+    /// How long it took.
+    pub timings: Timings,
+}
+
+/// One sequence over a model. A later prompt that begins like the sequence so far reuses its cache; the result is the
+/// same to the last bit as without.
+pub struct Session<'m> {
+    model: &'m Model,
+    tokenizer: &'m Tokenizer,
+    cache: Cache,
+    scratch: Scratch,
+    tokens: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+impl<'m> Session<'m> {
+    /// An empty sequence.
+    pub fn new(model: &'m Model, tokenizer: &'m Tokenizer) -> Self {
+        Session { model, tokenizer, cache: model.new_cache(0), scratch: Scratch::default(), tokens: vec![], logits: vec![] }
+    }
+
+    /// Continues `request.prompt` and hands each piece of text to `emit` as soon as it is final: whole characters, never
+    /// the beginning of a stop text.
+    ///
+    /// # Errors
+    /// [`EngineError`]; the session stays usable.
+    pub fn generate(&mut self, request: &Request, emit: &mut dyn FnMut(&str)) -> Result<Completion, EngineError> {
+        let Request { prompt, max_tokens, ignore_eos, .. } = *request;
+        let mut sampler = Sampler::new(request.sampling.clone())?;
+        let mut stop = StopMatcher::new(request.stop.iter().cloned())?;
+        let mut detokenizer = self.tokenizer.detokenizer_after(prompt)?;
+        if prompt.is_empty() {
+            return Err(EngineError::EmptyPrompt);
+        }
+        let cancelled = || request.cancel.is_some_and(|c| c.load(Ordering::Relaxed));
+
+        let begin = Instant::now();
+        // the last prompt token always runs: its logits are what the first choice needs
+        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
+        let cached = self.model.reuse(&mut self.cache, common, prompt.len().saturating_add(max_tokens));
+        self.tokens.truncate(cached);
+        let mut out = Completion {
+            text: String::new(),
+            tokens: vec![],
+            finish: FinishReason::Length,
+            cached_tokens: cached,
+            timings: Timings { prompt_tokens: prompt.len() - cached, ..Timings::default() },
+        };
+        for chunk in prompt[cached..].chunks(PREFILL_CHUNK) {
+            if cancelled() {
+                out.finish = FinishReason::Cancelled;
+                return Ok(out);
+            }
+            let last = self.tokens.len() + chunk.len() == prompt.len();
+            self.run(chunk, if last { Logits::Last } else { Logits::None })?;
+        }
+        out.timings.prompt = begin.elapsed();
+        if max_tokens == 0 {
+            return Ok(out);
+        }
+
+        let begin = Instant::now();
+        loop {
+            let token = sampler.sample(&mut self.logits, &self.tokens)?;
+            out.tokens.push(token);
+            if !ignore_eos && self.tokenizer.eos_ids().contains(&token) {
+                out.finish = FinishReason::Stop;
+                break;
+            }
+            let step = stop.push(detokenizer.push(token)?);
+            if !step.text.is_empty() {
+                out.text.push_str(step.text);
+                emit(step.text);
+            }
+            if step.hit.is_some() {
+                out.finish = FinishReason::Stop;
+                break;
+            }
+            if out.tokens.len() >= max_tokens {
+                break;
+            }
+            if cancelled() {
+                out.finish = FinishReason::Cancelled;
+                break;
+            }
+            self.run(&[token], Logits::Last)?;
+            out.timings.steps += 1;
+        }
+        out.timings.generation = begin.elapsed();
+        if stop.hit().is_none() {
+            let step = stop.push(detokenizer.finish()?);
+            let mut rest = step.text.to_string();
+            if step.hit.is_none() {
+                rest.push_str(stop.finish());
+            }
+            if !rest.is_empty() {
+                out.text.push_str(&rest);
+                emit(&rest);
+            }
+        }
+        Ok(out)
+    }
+
+    fn run(&mut self, tokens: &[u32], want: Logits) -> Result<(), EngineError> {
+        let logits = self.model.forward(&mut self.cache, tokens, want, &mut self.scratch);
+        // a pass that failed may have added its tokens to the cache: forget them
+        let logits = match logits {
+            Ok(logits) => logits,
+            Err(e) => {
+                self.cache.truncate(self.tokens.len());
+                return Err(e.into());
+            }
+        };
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
+    }
+}
