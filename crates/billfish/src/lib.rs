@@ -15,6 +15,7 @@
 
 mod builtin;
 mod error;
+mod generation;
 mod loaded;
 
 pub use billfish_engine::{Completion, FinishReason, Request, SamplingParams, Session};
@@ -24,4 +25,4 @@ pub use billfish_models::Progress;
 pub use billfish_text::Message;
 pub use builtin::{BUILTIN_NAME, builtin_files};
 pub use error::Error;
-pub use loaded::{GenerateOptions, LoadedModel, OpenOptions, read_tokenizer};
+pub use loaded::{GenerateOptions, LoadedModel, OpenOptions, read_tokenizer, unused_warning};

@@ -1,7 +1,7 @@
 //! A model with its tokenizer, ready to run.
 
-use crate::{BUILTIN_NAME, Error, builtin_files};
-use billfish_engine::{Completion, EngineError, Request, SamplingParams, Session};
+use crate::{BUILTIN_NAME, Error, builtin_files, generation};
+use billfish_engine::{Completion, Request, SamplingParams, Session};
 use billfish_formats::Checkpoint;
 use billfish_kernels::{Activations, Backend, Isa, KernelError, KvType};
 use billfish_models::{LoadOptions, Model, Progress};
@@ -102,11 +102,10 @@ impl LoadedModel {
             });
         }
         let mut warnings: Vec<String> = checkpoint.warnings().iter().map(ToString::to_string).collect();
-        let unread = checkpoint.unread();
-        if let Some(first) = unread.first() {
-            warnings.push(format!("{} tensors are not used by this architecture, the first is `{first}`", unread.len()));
-        }
-        Ok(Self { model, tokenizer, name: checkpoint.name().into(), warnings, load_time: begin.elapsed(), sampling: sampling(checkpoint)? })
+        warnings.extend(unused_warning(&checkpoint.unread()));
+        let (sampling, ignored) = generation::sampling(checkpoint)?;
+        warnings.extend(ignored);
+        Ok(Self { model, tokenizer, name: checkpoint.name().into(), warnings, load_time: begin.elapsed(), sampling })
     }
 
     /// Options as the model's `generation_config.json` says, 256 tokens at most.
@@ -170,27 +169,8 @@ pub fn read_tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Error> {
     })?)
 }
 
-/// Sampling as `generation_config.json` says; what it leaves open is temperature 0.8, top-p 0.95.
-fn sampling(checkpoint: &Checkpoint) -> Result<SamplingParams, Error> {
-    let empty = serde_json::Map::new();
-    let config = checkpoint.generation_config().unwrap_or(&empty);
-    let number = |key: &str, default: f32| match config.get(key) {
-        None | Some(serde_json::Value::Null) => Ok(default),
-        Some(v) => v.as_f64().map(|v| v as f32).ok_or_else(|| Error::File {
-            file: format!("{}/generation_config.json", checkpoint.name()),
-            expected: format!("a number for `{key}`"),
-            found: v.to_string(),
-            remedy: "correct the key or remove it".into(),
-        }),
-    };
-    let params = SamplingParams {
-        temperature: number("temperature", 0.8)?,
-        top_k: number("top_k", 0.0)? as usize,
-        top_p: number("top_p", 0.95)?,
-        min_p: number("min_p", 0.0)?,
-        repetition_penalty: number("repetition_penalty", 1.0)?,
-        seed: 0,
-    };
-    params.validate().map_err(EngineError::from)?;
-    Ok(params)
+/// A warning that names tensors which no module of the architecture asked for, if there are any.
+pub fn unused_warning(tensors: &[String]) -> Option<String> {
+    let first = tensors.first()?;
+    Some(format!("{} tensors are not used by this architecture, the first is `{first}`", tensors.len()))
 }

@@ -113,6 +113,29 @@ fn chat_keeps_a_history_and_obeys_its_commands() {
     assert!(err.contains("forgotten") && err.contains("system message is set") && err.contains("unknown command /nonsense"), "{err}");
 }
 
+/// Ctrl-C ends the reply; the conversation goes on.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_stops_the_reply_and_not_the_program() {
+    use std::io::{BufRead, BufReader, Read};
+    let mut command = billfish(&["chat", "--max-tokens", "200000", "--ignore-eos", "--seed", "3", "--verbose"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    input.write_all(b"Tell me a tale\n").unwrap();
+    out.read_exact(&mut [0; 40]).unwrap();
+    let interrupted = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    let drain = std::thread::spawn(move || out.read_to_end(&mut vec![]).unwrap());
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(|l| l.unwrap());
+    assert!(lines.any(|l| l.contains("[stopped]")));
+    assert!(lines.next().unwrap().contains("generation"), "the reply is accounted for");
+    input.write_all(b"/reset\n/quit\n").unwrap();
+    assert!(lines.any(|l| l.contains("forgotten")), "the program goes on");
+    assert!(child.wait().unwrap().success());
+    drain.join().unwrap();
+}
+
 #[test]
 fn chat_without_a_template_says_so() {
     let f = Folder::of("llama-w4-sym-g128");
@@ -154,6 +177,28 @@ fn inspect_warns_of_what_a_reader_should_know() {
     // what inspect warns of, run warns of too
     let (_, err) = ok(&["run", f.dir(), "--prompt", "x", "--max-tokens", "1"]);
     assert!(err.contains("warning: ") && err.contains("colour"), "{err}");
+}
+
+#[test]
+fn inspect_names_what_is_missing_and_what_is_unused() {
+    let f = Folder::of("llama-w4-sym-g128");
+    f.header(|h| {
+        let norm = h.remove("model.norm.weight").unwrap();
+        h.insert("model.extra.weight".into(), norm);
+    });
+    let (text, _) = ok(&["inspect", f.dir()]);
+    assert!(text.contains("module `model.norm` is missing") && text.contains("`model.extra.weight`"), "{text}");
+    // a module that the config calls quantized and the tensors do not
+    let f = Folder::of("llama-dynamic");
+    f.quantization(
+        "dynamic",
+        json!({r"+:.*\.down_proj": {"bits": 8, "group_size": 32}, r"+:.*\.1\.mlp\.(gate|up)_proj": {"bits": 2, "group_size": 32}}),
+    );
+    let (text, _) = ok(&["inspect", f.dir()]);
+    let (_, err) = ok(&["run", f.dir(), "--prompt", "x", "--max-tokens", "1"]);
+    for place in [&text, &err] {
+        assert!(place.contains("is dense though the quantization config"), "{place}");
+    }
 }
 
 #[test]

@@ -203,12 +203,11 @@ impl Checkpoint {
             .map_err(|e| tensor.wrong("a dense tensor", e.to_string(), crate::error::DAMAGED))
     }
 
-    /// Reads linear module `module` of `k` inputs and `n` outputs, quantized or dense as its tensors are.
+    /// Whether a linear module is quantized: its tensors decide, and a quantization config that says otherwise is a warning.
     ///
     /// # Errors
-    /// [`FormatError::Tensor`] naming the tensor that is missing, has another type or shape, or holds illegal values;
-    /// [`FormatError::Io`].
-    pub fn linear(&self, module: &str, k: usize, n: usize, bias: BiasRule) -> Result<LinearWeight, FormatError> {
+    /// [`FormatError::Tensor`] if the module has both forms or neither.
+    pub fn is_quantized(&self, module: &str) -> Result<bool, FormatError> {
         let [qweight, weight] = [format!("{module}.qweight"), format!("{module}.weight")];
         let quantized = match (self.find(&qweight), self.find(&weight)) {
             (Some(_), None) => true,
@@ -225,11 +224,21 @@ impl Checkpoint {
         if let Some(config) = &self.quantization {
             self.agreement.check(config, module, quantized, &self.warnings)?;
         }
+        Ok(quantized)
+    }
+
+    /// Reads linear module `module` of `k` inputs and `n` outputs, quantized or dense as its tensors are.
+    ///
+    /// # Errors
+    /// [`FormatError::Tensor`] naming the tensor that is missing, has another type or shape, or holds illegal values;
+    /// [`FormatError::Io`].
+    pub fn linear(&self, module: &str, k: usize, n: usize, bias: BiasRule) -> Result<LinearWeight, FormatError> {
+        let quantized = self.is_quantized(module)?;
         let bias = self.bias(module, n, bias)?;
         if quantized {
             return Ok(LinearWeight::Quantized(Module::find(self, module, Some((k, n)))?.read(bias)?));
         }
-        Ok(LinearWeight::Dense { weight: self.dense(&weight, &[n, k])?, bias })
+        Ok(LinearWeight::Dense { weight: self.dense(&format!("{module}.weight"), &[n, k])?, bias })
     }
 
     /// What a quantized module is, without reading its codes.
@@ -237,6 +246,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::linear`].
     pub fn describe(&self, module: &str) -> Result<ModuleReport, FormatError> {
+        self.is_quantized(module)?;
         report::describe(self, module)
     }
 

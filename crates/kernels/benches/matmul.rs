@@ -26,7 +26,8 @@ fn matrix(bits: u32, group: usize, seed: u64) -> Weight {
     let count = K / group;
     let scales = (0..count * N).map(|_| half::f16::from_f32((next() % 100) as f32 * 1e-4)).collect();
     let codes = Codes::Words { words, packing: Packing::Continuous };
-    let m = QuantMatrix::new(K, N, bits, codes, ScaleValues::F16(scales), Zeros::Midpoint, Groups::Contiguous { size: group }, None).unwrap();
+    let m =
+        QuantMatrix::new(K, N, bits, codes, ScaleValues::F16(scales), Zeros::Midpoint, Groups::Contiguous { size: group }, None).unwrap();
     Weight::Quantized(PackedMatrix::new(&m).unwrap())
 }
 

@@ -217,34 +217,41 @@ impl PackedMatrix {
     }
 
     fn fill_block(&self, block: &BlockAt, codes: &[u8], width: usize, data: &mut [u8]) {
-        const NONE: [u8; PANEL] = [0; PANEL];
-        let (rows, lines) = chunk_shape(self.panel_bits);
-        // code of row `i` of the block, as a slice over the panel's columns
+        match self.panel_bits {
+            2 => self.fill_block_of::<2>(block, codes, width, data),
+            3 => self.fill_block_of::<3>(block, codes, width, data),
+            4 => self.fill_block_of::<4>(block, codes, width, data),
+            _ => self.fill_block_of::<8>(block, codes, width, data),
+        }
+    }
+
+    fn fill_block_of<const BITS: u32>(&self, block: &BlockAt, codes: &[u8], width: usize, data: &mut [u8]) {
+        let (rows, lines) = chunk_shape(BITS);
+        // row `i` of the block over the panel's columns; rows and columns that are not there hold code 0
         let row = |i: usize| {
-            if i >= block.len {
-                return &NONE[..width];
+            let mut out = [0u8; PANEL];
+            if i < block.len {
+                let k = self.order.permutation.as_ref().map_or(block.k + i, |p| p[block.k + i] as usize);
+                out[..width].copy_from_slice(&codes[k * width..(k + 1) * width]);
             }
-            let k = self.order.permutation.as_ref().map_or(block.k + i, |p| p[block.k + i] as usize);
-            &codes[k * width..(k + 1) * width]
+            out
         };
-        for c in 0..block.chunks {
+        for (c, chunk) in data.chunks_exact_mut(4 * lines * 64).enumerate().take(block.chunks) {
             for j in 0..4 {
-                let quad: [&[u8]; 8] = std::array::from_fn(|i| if 4 * i < rows { row(c * rows + 4 * i + j) } else { &NONE[..width] });
-                for col in 0..width {
-                    let q: [u8; 8] = std::array::from_fn(|i| quad[i][col]);
-                    let bytes = match self.panel_bits {
-                        2 => [q[0] | q[1] << 2 | q[2] << 4 | q[3] << 6, 0, 0],
-                        3 => [
-                            q[0] | q[1] << 3 | (q[6] & 3) << 6,
-                            q[2] | q[3] << 3 | (q[7] & 3) << 6,
-                            q[4] | q[5] << 3 | (q[6] >> 2) << 6 | (q[7] >> 2) << 7,
-                        ],
-                        4 => [q[0] | q[1] << 4, 0, 0],
-                        _ => [q[0], 0, 0],
-                    };
-                    let line = (c * 4 + col / 16) * lines;
-                    for (l, byte) in bytes[..lines].iter().enumerate() {
-                        data[(line + l) * 64 + col % 16 * 4 + j] = *byte;
+                let q: [[u8; PANEL]; 8] = std::array::from_fn(|i| if 4 * i < rows { row(c * rows + 4 * i + j) } else { [0; PANEL] });
+                for (v, group) in chunk.chunks_exact_mut(lines * 64).enumerate() {
+                    for (l, line) in group.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+                        for lane in 0..16 {
+                            let q = |i: usize| q[i][16 * v + lane];
+                            line[4 * lane + j] = match (BITS, l) {
+                                (2, _) => q(0) | q(1) << 2 | q(2) << 4 | q(3) << 6,
+                                (3, 0) => q(0) | q(1) << 3 | (q(6) & 3) << 6,
+                                (3, 1) => q(2) | q(3) << 3 | (q(7) & 3) << 6,
+                                (3, _) => q(4) | q(5) << 3 | (q(6) >> 2) << 6 | (q(7) >> 2) << 7,
+                                (4, _) => q(0) | q(1) << 4,
+                                _ => q(0),
+                            };
+                        }
                     }
                 }
             }
@@ -311,6 +318,20 @@ fn layout(order: &RowOrder, panel_bits: u32, head_bytes: usize) -> (Vec<BlockAt>
     (blocks, at)
 }
 
+/// Writes up to 64 rows of `k` elements of `SIZE` bytes as `[k][64]`, some columns at a time so that both sides stay in cache.
+fn transpose<const SIZE: usize>(rows: &[u8], k: usize, panel: &mut [u8]) {
+    const STRETCH: usize = 32;
+    let out = panel.as_chunks_mut::<SIZE>().0;
+    for k0 in (0..k).step_by(STRETCH) {
+        for (i, row) in rows.chunks_exact(k * SIZE).enumerate() {
+            let stretch = &row.as_chunks::<SIZE>().0[k0..k.min(k0 + STRETCH)];
+            for (kk, element) in stretch.iter().enumerate() {
+                out[(k0 + kk) * PANEL + i] = *element;
+            }
+        }
+    }
+}
+
 /// A dense weight in kernel layout: panels of 64 columns, `[K][64]` elements in their stored precision.
 pub struct PackedDense {
     pub(crate) in_features: usize,
@@ -346,12 +367,10 @@ impl PackedDense {
         let mut data = AlignedBytes::zeroed(total.ok_or_else(|| wrong("the packed size does not fit in memory".into()))?);
         let source = weight.bytes();
         data.as_mut_slice().par_chunks_mut(panel_bytes).enumerate().for_each(|(p, panel)| {
-            for (i, col) in (p * PANEL..n.min((p + 1) * PANEL)).enumerate() {
-                let row = &source[col * k * size..(col + 1) * k * size];
-                for (kk, element) in row.chunks_exact(size).enumerate() {
-                    let at = (kk * PANEL + i) * size;
-                    panel[at..at + size].copy_from_slice(element);
-                }
+            let rows = &source[p * PANEL * k * size..n.min((p + 1) * PANEL) * k * size];
+            match size {
+                2 => transpose::<2>(rows, k, panel),
+                _ => transpose::<4>(rows, k, panel),
             }
         });
         Ok(Self { in_features: k, out_features: n, dtype: weight.dtype(), data, bias })

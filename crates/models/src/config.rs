@@ -38,6 +38,20 @@ pub struct DecoderConfig {
     pub(crate) mlp_bias: bool,
 }
 
+/// Keys of other architectures that change what a decoder computes. A file that has one and calls itself one of ours was
+/// made for a program that follows it.
+const OTHER_ARITHMETIC: [&str; 9] = [
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "query_pre_attn_scalar",
+    "attention_multiplier",
+    "residual_multiplier",
+    "embedding_multiplier",
+    "logits_scaling",
+    "logit_scale",
+    "num_local_experts",
+];
+
 impl DecoderConfig {
     /// Reads a config; `file` is its name for messages.
     ///
@@ -55,6 +69,11 @@ impl DecoderConfig {
         let act = keys.text("hidden_act")?.unwrap_or("silu");
         if act != "silu" && act != "swish" {
             return Err(keys.error("hidden_act", "silu", "this model is not supported"));
+        }
+        for key in OTHER_ARITHMETIC {
+            if keys.get(key).is_some_and(|v| v.as_f64() != Some(1.0)) {
+                return Err(keys.error(key, "nothing", format!("a `{found}` with this key is another network, which is not supported")));
+            }
         }
         let heads = keys.size("num_attention_heads")?;
         let kv_heads = keys.size_opt("num_key_value_heads")?.unwrap_or(heads);
@@ -203,6 +222,7 @@ mod tests {
         for (extra, words) in [
             (r#"{"model_type":"gpt9"}"#, vec!["gpt9", "llama", "glm4"]),
             (r#"{"hidden_act":"gelu"}"#, vec!["hidden_act", "silu"]),
+            (r#"{"final_logit_softcapping":30.0}"#, vec!["final_logit_softcapping", "30", "not supported"]),
             (r#"{"num_key_value_heads":3}"#, vec!["num_key_value_heads", "divisor"]),
             (r#"{"hidden_size":"x"}"#, vec!["hidden_size", "whole number"]),
             (r#"{"hidden_size":66}"#, vec!["head_dim"]),

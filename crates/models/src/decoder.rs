@@ -31,6 +31,9 @@ impl Vocabulary {
     }
 }
 
+/// Weights of two norms.
+pub(crate) type NormPair = (Vec<f32>, Vec<f32>);
+
 /// Attention of one layer.
 pub(crate) struct Attention {
     pub query: Weight,
@@ -38,7 +41,7 @@ pub(crate) struct Attention {
     pub value: Weight,
     pub output: Weight,
     /// Norms of queries and keys, `[head_dim]` each.
-    pub qk_norms: Option<(Vec<f32>, Vec<f32>)>,
+    pub qk_norms: Option<NormPair>,
     /// Tokens that a token sees, itself included.
     pub window: Option<usize>,
 }
@@ -66,7 +69,7 @@ pub(crate) struct Layer {
     pub mlp_norm: Vec<f32>,
     pub mlp: Mlp,
     /// Norms of the outputs of attention and MLP.
-    pub output_norms: Option<(Vec<f32>, Vec<f32>)>,
+    pub output_norms: Option<NormPair>,
 }
 
 /// A loaded model.

@@ -1,8 +1,9 @@
 //! What a network is: one decoder, with every architecture as data over it.
 //!
 //! [`Model::load`] reads a [`billfish_formats::Checkpoint`], checks that every expected tensor is there with the
-//! expected shape and that every tensor that is there was read, and packs each weight into its kernel layout.
-//! [`Model::forward`] runs tokens through it against a [`Cache`].
+//! expected shape, and packs each weight into its kernel layout; tensors that no module asked for are then in
+//! [`billfish_formats::Checkpoint::unread`]. [`Model::forward`] runs tokens through the model against a [`Cache`].
+//! [`DecoderConfig::compare`] tells what is missing and what is unused without reading a weight.
 //!
 //! The crate holds no `match` on a quantization format: a linear layer is a [`billfish_kernels::Weight`], whatever file
 //! it came from.
@@ -14,6 +15,7 @@ mod decoder;
 mod error;
 mod keys;
 mod load;
+mod plan;
 mod rope;
 
 pub use architecture::supported;
@@ -21,4 +23,5 @@ pub use config::DecoderConfig;
 pub use decoder::{Cache, Logits, Model, Scratch};
 pub use error::ModelError;
 pub use load::{LoadOptions, ModuleUse, Progress};
+pub use plan::Comparison;
 pub use rope::Rope;

@@ -1,7 +1,7 @@
 //! From a folder to a model: every expected tensor read and packed, every tensor that is there accounted for.
 
-use crate::architecture::Architecture;
-use crate::decoder::{Attention, GateUp, Layer, Mlp, Model, Vocabulary};
+use crate::decoder::{Attention, GateUp, Layer, Mlp, Model, NormPair, Vocabulary};
+use crate::plan::{self, EMBEDDING, FINAL_NORM, GateUpPlan, HEAD, Linear, Norm};
 use crate::{DecoderConfig, ModelError};
 use billfish_formats::{BiasRule, Checkpoint, LinearWeight};
 use billfish_kernels::{Activations, Backend, KvType, PackedDense, PackedMatrix, Weight};
@@ -65,15 +65,9 @@ impl Model {
         // the largest dense weights first: while one is packed it exists twice, which is cheapest while nothing else does
         let vocabulary = loader.vocabulary(&config)?;
         let layers = (0..config.layers).map(|i| loader.layer(&config, i)).collect::<Result<Vec<_>, _>>()?;
-        let norm = loader.norm("model.norm", config.hidden_size)?;
-        for name in checkpoint.unread() {
-            // tables that old checkpoints carry and every reader computes anew
-            if [".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached", ".masked_bias"]
-                .iter()
-                .any(|s| name.ends_with(s))
-            {
-                checkpoint.mark_read(&name);
-            }
+        let norm = loader.norm(&Norm { name: FINAL_NORM.into(), size: config.hidden_size })?;
+        for name in checkpoint.unread().iter().filter(|n| plan::is_computed(n)) {
+            checkpoint.mark_read(name);
         }
         let modules = loader.modules;
         Ok(Model { config, vocabulary, layers, norm, backend, options, modules })
@@ -88,33 +82,33 @@ impl Loader<'_> {
         (self.progress)(Progress { done: self.done, total: self.checkpoint.total_bytes() });
     }
 
-    fn linear(&mut self, module: &str, k: usize, n: usize, bias: bool) -> Result<Weight, ModelError> {
-        let rule = if bias { BiasRule::Required } else { BiasRule::Absent };
-        let stored = self.checkpoint.linear(module, k, n, rule)?;
+    fn linear(&mut self, l: &Linear) -> Result<Weight, ModelError> {
+        let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
+        let stored = self.checkpoint.linear(&l.name, l.in_features, l.out_features, rule)?;
         let packed = match stored {
             LinearWeight::Quantized(m) => PackedMatrix::new(&m).map(Weight::Quantized),
             LinearWeight::Dense { weight, bias } => PackedDense::new(&weight, bias).map(|w| Weight::Dense(Arc::new(w))),
         };
-        let weight = packed.map_err(|source| ModelError::Pack { module: module.into(), source })?;
-        self.modules.push(ModuleUse { module: module.into(), kernel: weight.kernel(), bytes: weight.bytes() });
-        self.account(module);
+        let weight = packed.map_err(|source| ModelError::Pack { module: l.name.clone(), source })?;
+        self.modules.push(ModuleUse { module: l.name.clone(), kernel: weight.kernel(), bytes: weight.bytes() });
+        self.account(&l.name);
         Ok(weight)
     }
 
-    fn norm(&mut self, name: &str, size: usize) -> Result<Vec<f32>, ModelError> {
-        let values = self.checkpoint.dense(&format!("{name}.weight"), &[size])?.to_f32();
-        self.account(name);
+    fn norm(&mut self, n: &Norm) -> Result<Vec<f32>, ModelError> {
+        let values = self.checkpoint.dense(&format!("{}.weight", n.name), &[n.size])?.to_f32();
+        self.account(&n.name);
         Ok(values)
     }
 
-    fn vocabulary(&mut self, config: &DecoderConfig) -> Result<Vocabulary, ModelError> {
-        const EMBEDDING: &str = "model.embed_tokens";
-        const HEAD: &str = "lm_head";
-        let has = |name: &str| self.checkpoint.info(name).is_some();
-        // a quantized head of a tied model is what its writer meant; a dense one is a copy of the embedding
-        let tied = config.tie_word_embeddings && !has("lm_head.qweight");
-        let head = if tied { None } else { Some(self.linear(HEAD, config.hidden_size, config.vocab_size, false)?) };
-        let table = self.checkpoint.dense(&format!("{EMBEDDING}.weight"), &[config.vocab_size, config.hidden_size])?;
+    fn norms(&mut self, pair: Option<&[Norm; 2]>) -> Result<Option<NormPair>, ModelError> {
+        pair.map(|[a, b]| Ok((self.norm(a)?, self.norm(b)?))).transpose()
+    }
+
+    fn vocabulary(&mut self, c: &DecoderConfig) -> Result<Vocabulary, ModelError> {
+        let own = Linear { name: HEAD.into(), in_features: c.hidden_size, out_features: c.vocab_size, bias: false };
+        let head = if plan::has_own_head(c, self.checkpoint) { Some(self.linear(&own)?) } else { None };
+        let table = self.checkpoint.dense(&format!("{EMBEDDING}.weight"), &[c.vocab_size, c.hidden_size])?;
         let vocabulary = match head {
             Some(head) => Vocabulary::Separate { table, head },
             None => {
@@ -131,39 +125,25 @@ impl Loader<'_> {
     }
 
     fn layer(&mut self, c: &DecoderConfig, i: usize) -> Result<Layer, ModelError> {
-        let arch: &Architecture = c.architecture;
-        let at = |name: &str| format!("model.layers.{i}.{name}");
-        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let mut query = self.linear(&at("self_attn.q_proj"), c.hidden_size, q, c.qkv_bias)?;
-        let mut key = self.linear(&at("self_attn.k_proj"), c.hidden_size, kv, c.qkv_bias)?;
-        let mut value = self.linear(&at("self_attn.v_proj"), c.hidden_size, kv, c.qkv_bias)?;
+        let p = plan::layer(c, i);
+        let (mut query, mut key, mut value) = (self.linear(&p.query)?, self.linear(&p.key)?, self.linear(&p.value)?);
         share(&mut [&mut query, &mut key, &mut value]);
-        let output = self.linear(&at("self_attn.o_proj"), q, c.hidden_size, c.o_bias)?;
-        let qk_norms = match arch.qk_norm {
-            true => Some((self.norm(&at("self_attn.q_norm"), c.head_dim)?, self.norm(&at("self_attn.k_norm"), c.head_dim)?)),
-            false => None,
-        };
-        let gate_up = if arch.fused_gate_up {
-            GateUp::Fused(self.linear(&at("mlp.gate_up_proj"), c.hidden_size, 2 * c.intermediate_size, c.mlp_bias)?)
-        } else {
-            let mut gate = self.linear(&at("mlp.gate_proj"), c.hidden_size, c.intermediate_size, c.mlp_bias)?;
-            let mut up = self.linear(&at("mlp.up_proj"), c.hidden_size, c.intermediate_size, c.mlp_bias)?;
-            share(&mut [&mut gate, &mut up]);
-            GateUp::Separate { gate, up }
-        };
-        let down = self.linear(&at("mlp.down_proj"), c.intermediate_size, c.hidden_size, c.mlp_bias)?;
-        let output_norms = match arch.sandwich_norms {
-            true => {
-                Some((self.norm(&at("post_self_attn_layernorm"), c.hidden_size)?, self.norm(&at("post_mlp_layernorm"), c.hidden_size)?))
+        let output = self.linear(&p.output)?;
+        let qk_norms = self.norms(p.qk_norms.as_ref())?;
+        let gate_up = match &p.gate_up {
+            GateUpPlan::Fused(one) => GateUp::Fused(self.linear(one)?),
+            GateUpPlan::Separate([gate, up]) => {
+                let (mut gate, mut up) = (self.linear(gate)?, self.linear(up)?);
+                share(&mut [&mut gate, &mut up]);
+                GateUp::Separate { gate, up }
             }
-            false => None,
         };
         Ok(Layer {
-            attention_norm: self.norm(&at("input_layernorm"), c.hidden_size)?,
+            mlp: Mlp { gate_up, down: self.linear(&p.down)? },
+            attention_norm: self.norm(&p.attention_norm)?,
             attention: Attention { query, key, value, output, qk_norms, window: c.windows[i] },
-            mlp_norm: self.norm(&at("post_attention_layernorm"), c.hidden_size)?,
-            mlp: Mlp { gate_up, down },
-            output_norms,
+            mlp_norm: self.norm(&p.mlp_norm)?,
+            output_norms: self.norms(p.output_norms.as_ref())?,
         })
     }
 }

@@ -109,6 +109,10 @@ fn quantized(report: &ModuleReport) -> Module {
 /// A dense matrix: a linear module or the embedding.
 fn dense(c: &Checkpoint, name: &str) -> Result<Option<Module>> {
     let Some(info) = c.info(&format!("{name}.weight")).filter(|i| i.shape.len() == 2) else { return Ok(None) };
+    // the embedding is no linear module: rules and lists of a quantization config do not speak of it
+    if name != "model.embed_tokens" {
+        c.is_quantized(name)?;
+    }
     let kernel = match info.dtype.name() {
         "F16" => "dense-f16",
         "BF16" => "dense-bf16",
@@ -168,6 +172,11 @@ fn report(c: &Checkpoint) -> Result<Report> {
     modules.sort_by_key(|m| natural(&m.name));
     let config = DecoderConfig::from_json(&format!("{}/config.json", c.name()), c.config()).map_err(|e| e.to_string());
     let mut warnings: Vec<String> = c.warnings().iter().map(ToString::to_string).collect();
+    if let Ok(config) = &config {
+        let compared = config.compare(c);
+        warnings.extend(compared.missing.iter().map(|m| format!("it will not run: module `{m}` is missing")));
+        warnings.extend(billfish::unused_warning(&compared.unused));
+    }
     match (read_tokenizer(c), &config) {
         (Err(e), _) => warnings.push(e.to_string()),
         (Ok(t), Ok(config)) if t.vocab_size() > config.vocab_size => {
