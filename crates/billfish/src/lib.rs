@@ -26,3 +26,8 @@ pub use billfish_text::Message;
 pub use builtin::{BUILTIN_NAME, builtin_files};
 pub use error::Error;
 pub use loaded::{GenerateOptions, LoadedModel, OpenOptions, read_tokenizer, unused_warning};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

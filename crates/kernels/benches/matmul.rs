@@ -36,11 +36,16 @@ fn read_rate(backend: &Backend, data: &[u64]) -> f64 {
     let chunks = 64;
     let begin = Instant::now();
     backend.pool().run(chunks, &|c| {
+        // four streams, as one alone does not keep every miss buffer busy
         let part = &data[data.len() * c / chunks..data.len() * (c + 1) / chunks];
-        let mut sums = [0u64; 32];
-        for block in part.as_chunks::<32>().0 {
-            for (s, v) in sums.iter_mut().zip(block) {
-                *s = s.wrapping_add(*v);
+        let quarter = part.len() / 4;
+        let streams: [&[[u64; 8]]; 4] = std::array::from_fn(|i| part[i * quarter..(i + 1) * quarter].as_chunks::<8>().0);
+        let mut sums = [[0u64; 8]; 4];
+        for line in 0..quarter / 8 {
+            for (sum, stream) in sums.iter_mut().zip(streams) {
+                for (s, v) in sum.iter_mut().zip(&stream[line]) {
+                    *s = s.wrapping_add(*v);
+                }
             }
         }
         black_box(sums);
@@ -71,9 +76,12 @@ fn main() {
                         let mut scratch = MatmulScratch::default();
                         let (mut best, mut limit) = (f64::MAX, 0.0f64);
                         let rounds = if m == 128 { 2 } else { 4 };
+                        // a read of as many bytes beside every sample, from a place that no cache holds
+                        let len = (weights[0].bytes() / 8).min(data.len());
+                        let mut parts = data.chunks_exact(len).cycle();
                         for _ in 0..rounds {
-                            limit = limit.max(read_rate(&backend, &data));
                             for w in &weights[..if m == 128 { 2.min(copies) } else { copies }] {
+                                limit = limit.max(parts.next().map_or(0.0, |part| read_rate(&backend, part)));
                                 let begin = Instant::now();
                                 backend.matmul(&mut scratch, &x, m, activations, &mut [(w, &mut y)]);
                                 best = best.min(begin.elapsed().as_secs_f64());
