@@ -269,6 +269,33 @@ fn synth_writes_a_folder_that_runs() {
 }
 
 #[test]
+fn convert_writes_a_folder_that_runs_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = fixture("llama-w3-asym-g64-v2");
+    let model = model.to_str().unwrap();
+    let run = |folder: &str| {
+        ids(
+            &json(&["run", folder, "--prompt", "Once", "--max-tokens", "8", "--seed", "1", "--json", "--activations", "strict"])["token_ids"],
+        )
+    };
+    let want = run(model);
+    for to in ["gptq_p", "gptq_v2", "dense"] {
+        let out = dir.path().join(to);
+        let out = out.to_str().unwrap();
+        let (_, err) = ok(&["convert", model, out, "--to", to]);
+        assert!(err.contains("14 quantized modules"), "{err}");
+        assert_eq!(run(out), want, "{to}");
+        assert!(common::error(&["convert", model, out, "--to", to]).contains("files in it"));
+    }
+    let out = dir.path().join("half");
+    let lossy = ["convert", model, out.to_str().unwrap(), "--to", "dense", "--dtype", "bf16"];
+    assert!(common::error(&lossy).contains("without loss"));
+    assert!(ok(&[&lossy[..], &["--allow-lossy"]].concat()).1.contains("lost: "));
+    assert!(common::error(&["convert", model, "x", "--to", "gptq_v2", "--dtype", "f16"]).contains("--dtype goes with --to dense"));
+    assert!(common::error(&["convert", model, "x", "--to", "gguf"]).contains("gptq_v2"));
+}
+
+#[test]
 fn help_and_version_are_no_errors() {
     for args in [&["--help"][..], &["--version"], &["run", "--help"], &["eval", "ppl", "--help"]] {
         assert!(!ok(args).0.is_empty());

@@ -111,6 +111,15 @@ impl Checkpoint {
         Ok(Self { name, store, sources: shards.sources, tensors, config, generation_config, quantization, agreement, warnings })
     }
 
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Where the bytes of a tensor are.
+    pub(crate) fn place(&self, name: &str) -> Option<(&Source, &TensorInfo)> {
+        self.tensors.get(name).map(|e| (&self.sources[e.shard], &e.info))
+    }
+
     /// The folder's own name.
     pub fn name(&self) -> &str {
         &self.name

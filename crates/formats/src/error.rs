@@ -83,6 +83,16 @@ pub enum FormatError {
         /// What to do.
         remedy: String,
     },
+    /// A format cannot hold what a folder holds.
+    #[error("{folder} cannot be written as {target} without loss: {found}; choose another format, or allow the loss")]
+    Lossy {
+        /// The folder.
+        folder: String,
+        /// The format asked for.
+        target: String,
+        /// What is lost, module by module.
+        found: String,
+    },
     /// The operating system refused.
     #[error("{file}: {source}; check the file, its permissions and the disk it is on")]
     Io {

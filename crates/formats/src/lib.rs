@@ -11,6 +11,7 @@
 mod agreement;
 mod checkpoint;
 mod config_files;
+mod convert;
 mod dialect;
 mod dynamic;
 mod error;
@@ -30,6 +31,7 @@ mod warning;
 mod writer;
 
 pub use checkpoint::{BiasRule, Checkpoint, LinearWeight};
+pub use convert::{Converted, Loss, Target, convert};
 pub use dialect::{Evidence, ZeroDialect};
 pub use dynamic::{Dynamic, Match, Overrides, Rule};
 pub use error::FormatError;

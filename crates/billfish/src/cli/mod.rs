@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod chat;
+mod convert;
 mod eval;
 mod inspect;
 mod options;
@@ -30,6 +31,8 @@ enum Command {
     /// Measure a model: logits or perplexity
     #[command(subcommand)]
     Eval(eval::Command),
+    /// Write a model folder again in another format
+    Convert(convert::Args),
     /// Write a model folder with random weights, to try size and speed without a download
     Synth(synth::Args),
 }
@@ -53,6 +56,7 @@ pub fn run() -> anyhow::Result<()> {
         Command::Chat(args) => chat::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(command) => eval::run(&command),
+        Command::Convert(args) => convert::run(&args),
         Command::Synth(args) => synth::run(&args),
     }
 }

@@ -142,6 +142,7 @@ pub fn write_shard<'a>(path: &Path, tensors: impl Iterator<Item = (&'a String, &
 }
 
 /// A folder of its own that is removed in the end.
+#[derive(Debug)]
 pub struct Temp(pub PathBuf);
 
 impl Temp {

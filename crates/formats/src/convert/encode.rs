@@ -1,0 +1,191 @@
+//! One module in the target's tensors.
+
+use super::{Loss, Target};
+use crate::{FormatError, ModuleReport};
+use billfish_tensor::{Codes, DType, Groups, Packing, QuantMatrix, ScaleValues};
+use half::{bf16, f16};
+
+/// Takes the pieces of a tensor in order.
+pub(super) type Put<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), FormatError>;
+/// Takes a column's number and its weights.
+type Column<'a> = &'a mut dyn FnMut(usize, &[f32]) -> Result<(), FormatError>;
+
+/// Columns that are dequantized at once.
+const STRIP: usize = 64;
+
+fn packing(target: Target) -> Packing {
+    if target == Target::GptqP { Packing::Planar } else { Packing::Continuous }
+}
+
+/// Zero points that the target can store.
+fn legal_zeros(target: Target, bits: u32) -> std::ops::RangeInclusive<u16> {
+    match target {
+        Target::Gptq => 1..=1 << bits,
+        _ => 0..=(1 << bits) - 1,
+    }
+}
+
+/// An error if the target has no such width, whatever is allowed.
+pub(super) fn check_width(r: &ModuleReport, target: Target, folder: &str) -> Result<(), FormatError> {
+    let lossy = |found: String| Err(FormatError::Lossy { folder: folder.into(), target: target.to_string(), found });
+    match target {
+        Target::Gptq | Target::GptqV2 if matches!(r.bits, 5..=7) => {
+            lossy(format!("`{}` has {} bits, which only gptq_p stores", r.module, r.bits))
+        }
+        Target::GptqP if !r.in_features.is_multiple_of(32) || !r.out_features.is_multiple_of(32) => {
+            lossy(format!("`{}` is [{}, {}], and planar sizes are multiples of 32", r.module, r.in_features, r.out_features))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the target cannot hold of a module.
+pub(super) fn losses(module: &str, m: &QuantMatrix, target: Target) -> Vec<Loss> {
+    let mut out = vec![];
+    let mut add = |what: String, count: usize, first: Option<(usize, usize)>| {
+        out.extend(first.map(|first| Loss { module: module.into(), what, count, first }));
+    };
+    if let Target::Dense(dtype) = target {
+        let (mut count, mut first) = (0, None);
+        strips(m, &mut |col, values| {
+            for (k, &v) in values.iter().enumerate() {
+                if round(dtype, v) != v {
+                    count += 1;
+                    first = first.or(Some((k, col)));
+                }
+            }
+            Ok(())
+        })
+        .ok();
+        add(format!("weights that {dtype} rounds"), count, first);
+    } else {
+        let legal = legal_zeros(target, m.bits());
+        for bad in [0, 1 << m.bits()] {
+            let n = m.out_features();
+            let mut at = (0..m.group_count() * n).filter(|i| m.zero(i / n, i % n) == bad && !legal.contains(&bad));
+            let first = at.next().map(|i| (i / n, i % n));
+            add(format!("zero points of {bad}"), usize::from(first.is_some()) + at.count(), first);
+        }
+    }
+    out
+}
+
+/// Parts, types and shapes of a module's tensors.
+pub(super) fn specs(r: &ModuleReport, target: Target) -> Vec<(&'static str, DType, Vec<usize>)> {
+    let (k, n, packing) = (r.in_features, r.out_features, packing(target));
+    match target {
+        Target::Dense(dtype) => vec![("weight", dtype, vec![n, k])],
+        _ => vec![
+            ("g_idx", DType::I32, vec![k]),
+            ("qweight", DType::I32, vec![packing.words(r.bits, k), n]),
+            ("qzeros", DType::I32, vec![r.groups, packing.words(r.bits, n)]),
+            ("scales", r.scales, vec![r.groups, n]),
+        ],
+    }
+}
+
+/// Writes one part.
+pub(super) fn write(
+    m: &QuantMatrix,
+    target: Target,
+    part: &str,
+    put: &mut dyn FnMut(&[u8]) -> Result<(), FormatError>,
+) -> Result<(), FormatError> {
+    match (part, target) {
+        ("weight", Target::Dense(dtype)) => strips(m, &mut |_, values| {
+            let bytes: Vec<u8> = match dtype {
+                DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+                DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+                _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            };
+            put(&bytes)
+        }),
+        ("g_idx", _) => {
+            let index = |k: usize| (m.group_of(k) as u32).to_le_bytes();
+            put(&(0..m.in_features()).flat_map(index).collect::<Vec<u8>>())
+        }
+        ("qweight", _) => qweight(m, packing(target), put),
+        ("qzeros", _) => qzeros(m, target, put),
+        _ => match m.scales() {
+            ScaleValues::F16(v) => put(&v.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
+            ScaleValues::BF16(v) => put(&v.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
+            ScaleValues::F32(v) => put(&v.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
+        },
+    }
+}
+
+/// The codes down the rows: the file's own words where the packing is the same, packed again a run of 32 rows at a time
+/// elsewhere.
+fn qweight(m: &QuantMatrix, to: Packing, put: Put) -> Result<(), FormatError> {
+    let (bits, n) = (m.bits(), m.out_features());
+    if let Codes::Words { words, packing } = m.codes()
+        && (*packing == to || matches!(bits, 2 | 4 | 8) && m.in_features().is_multiple_of(32))
+    {
+        for piece in words.chunks(1 << 18) {
+            put(&piece.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>())?;
+        }
+        return Ok(());
+    }
+    for k0 in (0..m.in_features()).step_by(32) {
+        let rows = (m.in_features() - k0).min(32);
+        let mut codes = vec![0; rows * n];
+        m.codes().unpack_rows(bits, n, k0, 0..n, &mut codes);
+        let Codes::Words { words, .. } = Codes::pack(&codes, n, bits, to) else { continue };
+        put(&words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>())?;
+    }
+    Ok(())
+}
+
+/// Zero points along the columns, as the target stores them; one that it cannot store becomes the nearest.
+fn qzeros(m: &QuantMatrix, target: Target, put: Put) -> Result<(), FormatError> {
+    let (bits, n) = (m.bits(), m.out_features());
+    let legal = legal_zeros(target, bits);
+    let minus = u16::from(target == Target::Gptq);
+    let packing = packing(target);
+    for g in 0..m.group_count() {
+        let mut words = vec![0u32; packing.words(bits, n)];
+        for (run, place) in words.chunks_mut(bits as usize).enumerate() {
+            let columns = run * 32..n.min(run * 32 + 32);
+            let codes: Vec<u8> = columns.map(|col| (m.zero(g, col).clamp(*legal.start(), *legal.end()) - minus) as u8).collect();
+            packing.pack_run(bits, &codes, |j, w| place[j] = w);
+        }
+        put(&words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>())?;
+    }
+    Ok(())
+}
+
+/// Gives each column of the matrix as weights: `(q - z) * s`, exact in `f32` for scales of 16 bits.
+fn strips(m: &QuantMatrix, column: Column) -> Result<(), FormatError> {
+    let (k, n) = (m.in_features(), m.out_features());
+    let groups: Vec<usize> = match m.groups() {
+        Groups::Contiguous { size } => (0..k).map(|k| k / size).collect(),
+        Groups::Index { g_idx, .. } => g_idx.iter().map(|&g| g as usize).collect(),
+    };
+    let mut values = vec![0f32; k];
+    for c0 in (0..n).step_by(STRIP) {
+        let columns = c0..n.min(c0 + STRIP);
+        let width = columns.len();
+        let mut codes = vec![0u8; k * width];
+        for k0 in (0..k).step_by(32) {
+            let rows = (k - k0).min(32);
+            m.codes().unpack_rows(m.bits(), n, k0, columns.clone(), &mut codes[k0 * width..(k0 + rows) * width]);
+        }
+        for (i, col) in columns.enumerate() {
+            for (row, value) in values.iter_mut().enumerate() {
+                let g = groups[row];
+                let q = f32::from(codes[row * width + i]) - f32::from(m.zero(g, col));
+                *value = q * m.scales().get(g * n + col);
+            }
+            column(col, &values)?;
+        }
+    }
+    Ok(())
+}
+
+fn round(dtype: DType, v: f32) -> f32 {
+    match dtype {
+        DType::F16 => f16::from_f32(v).to_f32(),
+        DType::BF16 => bf16::from_f32(v).to_f32(),
+        _ => v,
+    }
+}

@@ -1,0 +1,237 @@
+//! Writing a folder again in another format: codes move, nothing is rounded unless the caller allows it.
+//!
+//! A first pass reads every module and lists what the target cannot hold; a second writes. Tensors go through memory one
+//! module at a time; everything is written beside the target and renamed at the end.
+
+mod configs;
+mod encode;
+mod output;
+
+use crate::checkpoint::{BiasRule, Checkpoint, LinearWeight};
+use crate::error::clip;
+use crate::{FormatError, ModuleReport, TensorSpec};
+use billfish_tensor::{DType, QuantMatrix};
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+/// What to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// GPTQ with zero points stored less one; 2, 3, 4, 8 bit.
+    Gptq,
+    /// GPTQ with zero points as they are; 2, 3, 4, 8 bit.
+    GptqV2,
+    /// Planar GPTQ, zero points as they are; 2 to 8 bit.
+    GptqP,
+    /// No quantization: weights as floats of this type.
+    Dense(DType),
+}
+
+const LEGAL: &str = "gptq, gptq_v2, gptq_p, or dense";
+
+impl Target {
+    /// The value of `checkpoint_format`, if the target is quantized.
+    fn format(self) -> Option<&'static str> {
+        match self {
+            Target::Gptq => Some("gptq"),
+            Target::GptqV2 => Some("gptq_v2"),
+            Target::GptqP => Some("gptq_p"),
+            Target::Dense(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Dense(dtype) => write!(f, "dense {dtype}"),
+            other => f.write_str(other.format().unwrap_or_default()),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    /// `dense` is `F32`, which holds every quantized weight exactly.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "gptq" => Ok(Target::Gptq),
+            "gptq_v2" => Ok(Target::GptqV2),
+            "gptq_p" => Ok(Target::GptqP),
+            "dense" => Ok(Target::Dense(DType::F32)),
+            other => Err(format!("expected {LEGAL}, found `{}`", clip(other))),
+        }
+    }
+}
+
+/// Weights or zero points of one module that the target cannot hold as they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// The module.
+    pub module: String,
+    /// What is lost, in words.
+    pub what: String,
+    /// How many values.
+    pub count: usize,
+    /// Group (or row, for weights) and column of the first.
+    pub first: (usize, usize),
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`: {} {}, the first at [{}, {}]", self.module, self.count, self.what, self.first.0, self.first.1)
+    }
+}
+
+/// What was written.
+#[derive(Clone, Debug)]
+pub struct Converted {
+    /// Quantized modules of the source.
+    pub modules: usize,
+    /// Tensors written.
+    pub tensors: usize,
+    /// Bytes of all tensors written.
+    pub bytes: u64,
+    /// What was lost; empty unless losses were allowed.
+    pub losses: Vec<Loss>,
+}
+
+/// A quantized module of the source.
+struct Module {
+    report: ModuleReport,
+}
+
+impl Module {
+    fn read(&self, source: &Checkpoint) -> Result<QuantMatrix, FormatError> {
+        let r = &self.report;
+        match source.linear(&r.module, r.in_features, r.out_features, BiasRule::Optional)? {
+            LinearWeight::Quantized(m) => Ok(m),
+            LinearWeight::Dense { .. } => Err(FormatError::tensor(
+                source.name(),
+                &r.module,
+                "a quantized module",
+                "a dense one",
+                "the folder changed while it was read, convert it again",
+            )),
+        }
+    }
+}
+
+/// A tensor of the output and where it comes from.
+struct Planned {
+    spec: TensorSpec,
+    origin: Origin,
+}
+
+enum Origin {
+    /// The same tensor of the source.
+    Copy,
+    /// Part of the module with this index.
+    Module(usize),
+}
+
+/// Writes `source` to the new folder `out` as `target`. Files that are no tensors and no quantization config are kept.
+/// `progress` hears the bytes of tensors done and in all, over both passes.
+///
+/// # Errors
+/// [`FormatError::Lossy`] listing what the target cannot hold, unless `allow_lossy`; a width that the target lacks is always
+/// one. [`FormatError::NotFound`] when `out` exists and is not an empty folder; otherwise what reading and writing give.
+/// Nothing is left behind then.
+pub fn convert(
+    source: &Checkpoint,
+    out: &Path,
+    target: Target,
+    allow_lossy: bool,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Converted, FormatError> {
+    output::check_free(out)?;
+    let names = source.quantized_modules();
+    let modules: Vec<Module> = names.iter().map(|n| Ok(Module { report: source.describe(n)? })).collect::<Result<_, FormatError>>()?;
+    let first_pass: u64 = modules.iter().map(|m| m.report.bytes).sum();
+    let planned = plan(source, &modules, target)?;
+    let total = first_pass + planned.iter().map(|p| output::bytes_of(&p.spec)).sum::<u64>();
+
+    let (mut losses, mut done) = (vec![], 0);
+    for module in &modules {
+        encode::check_width(&module.report, target, source.name())?;
+        losses.extend(encode::losses(&module.report.module, &module.read(source)?, target));
+        done += module.report.bytes;
+        progress(done, total);
+    }
+    if !allow_lossy && !losses.is_empty() {
+        return Err(FormatError::Lossy { folder: source.name().into(), target: target.to_string(), found: list(&losses) });
+    }
+
+    let mut folder = output::Folder::create(out)?;
+    let config = configs::quantization(source, &modules, target)?;
+    folder.copy_files(source)?;
+    folder.write_config(source, config)?;
+    let shards = output::split(planned);
+    let mut bytes = 0;
+    let tensors = shards.iter().map(Vec::len).sum();
+    for (i, shard) in shards.iter().enumerate() {
+        let specs: Vec<TensorSpec> = shard.iter().map(|p| p.spec.clone()).collect();
+        let mut writer = folder.shard(i, shards.len(), &specs)?;
+        let mut encoded: Option<(usize, QuantMatrix)> = None;
+        for p in shard {
+            let mut write = |piece: &[u8]| -> Result<(), FormatError> {
+                writer.write(&p.spec.0, piece)?;
+                bytes += piece.len() as u64;
+                progress(done + bytes, total);
+                Ok(())
+            };
+            match p.origin {
+                Origin::Copy => source.copy_bytes(&p.spec.0, &mut write)?,
+                Origin::Module(at) => {
+                    let matrix = match encoded.take() {
+                        Some((i, matrix)) if i == at => matrix,
+                        _ => modules[at].read(source)?,
+                    };
+                    let part = p.spec.0.rsplit('.').next().unwrap_or_default();
+                    encode::write(&matrix, target, part, &mut write)?;
+                    encoded = Some((at, matrix));
+                }
+            }
+        }
+        writer.finish()?;
+    }
+    folder.write_index(&shards)?;
+    folder.finish()?;
+    Ok(Converted { modules: modules.len(), tensors, bytes, losses })
+}
+
+/// Every tensor of the output, sorted by name as the source's are.
+fn plan(source: &Checkpoint, modules: &[Module], target: Target) -> Result<Vec<Planned>, FormatError> {
+    let mut planned = vec![];
+    for (i, module) in modules.iter().enumerate() {
+        let name = &module.report.module;
+        let specs = encode::specs(&module.report, target);
+        planned.extend(
+            specs
+                .into_iter()
+                .map(|(part, dtype, shape)| Planned { spec: (format!("{name}.{part}"), dtype, shape), origin: Origin::Module(i) }),
+        );
+    }
+    let parts = |tensor: &str| {
+        modules.iter().any(|m| tensor.strip_prefix(m.report.module.as_str()).is_some_and(|p| p.starts_with('.') && p != ".bias"))
+    };
+    for tensor in source.tensor_names().filter(|t| !parts(t)) {
+        if let Some(info) = source.info(tensor) {
+            planned.push(Planned { spec: (tensor.into(), info.dtype, info.shape.clone()), origin: Origin::Copy });
+        }
+    }
+    planned.sort_by(|a, b| a.spec.0.cmp(&b.spec.0));
+    Ok(planned)
+}
+
+/// The first losses and how many more there are.
+fn list(losses: &[Loss]) -> String {
+    const MOST: usize = 8;
+    let mut text = losses.iter().take(MOST).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if losses.len() > MOST {
+        text += &format!("; and {} more modules", losses.len() - MOST);
+    }
+    text
+}

@@ -1,0 +1,170 @@
+//! The folder that is written: under another name until it is whole.
+
+use super::Planned;
+use crate::error::DAMAGED;
+use crate::{Checkpoint, FormatError, SafetensorsWriter, TensorSpec};
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+
+/// Bytes after which a new shard begins, as other writers have it.
+const SHARD: u64 = 4_000_000_000;
+
+/// Files that are written anew or belong to the source's tensors.
+const REPLACED: [&str; 4] = ["config.json", "quantize_config.json", "quant_config.json", "quant_log.csv"];
+
+pub(super) fn bytes_of(spec: &TensorSpec) -> u64 {
+    spec.2.iter().map(|&d| d as u64).product::<u64>() * spec.1.size() as u64
+}
+
+/// Tensors by shard, in order.
+pub(super) fn split(planned: Vec<Planned>) -> Vec<Vec<Planned>> {
+    let mut shards: Vec<Vec<Planned>> = vec![vec![]];
+    let mut size = 0;
+    for p in planned {
+        let bytes = bytes_of(&p.spec);
+        if size > 0 && size + bytes > SHARD {
+            shards.push(vec![]);
+            size = 0;
+        }
+        size += bytes;
+        if let Some(last) = shards.last_mut() {
+            last.push(p);
+        }
+    }
+    shards
+}
+
+/// An error if `out` is there already and is not an empty folder.
+pub(super) fn check_free(out: &Path) -> Result<(), FormatError> {
+    let taken = |found: &str| FormatError::NotFound {
+        path: out.display().to_string(),
+        expected: "a folder that does not exist or is empty".into(),
+        found: found.into(),
+        remedy: "name another folder".into(),
+    };
+    match std::fs::read_dir(out).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(taken("files in it")),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Err(taken("a file")),
+        Err(e) => Err(FormatError::io(&out.display().to_string(), e)),
+    }
+}
+
+/// The folder in the making; dropped unfinished, it takes its files away.
+pub(super) struct Folder {
+    target: PathBuf,
+    partial: PathBuf,
+    files: Vec<String>,
+    done: bool,
+}
+
+impl Folder {
+    pub fn create(out: &Path) -> Result<Self, FormatError> {
+        let name = out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "out".into());
+        let partial = out.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+        std::fs::create_dir_all(&partial).map_err(|e| FormatError::io(&partial.display().to_string(), e))?;
+        Ok(Self { target: out.into(), partial, files: vec![], done: false })
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), FormatError> {
+        let path = self.partial.join(name);
+        std::fs::write(&path, bytes).map_err(|e| FormatError::io(&path.display().to_string(), e))
+    }
+
+    /// Keeps what is neither a tensor nor a config: tokenizer, templates, licences.
+    pub fn copy_files(&self, source: &Checkpoint) -> Result<(), FormatError> {
+        for name in source.file_names()? {
+            let tensors = [".safetensors", ".safetensors.index.json", ".bin", ".pt"].iter().any(|e| name.ends_with(e));
+            if tensors || REPLACED.contains(&name.as_str()) {
+                continue;
+            }
+            if let Some(bytes) = source.file(&name)? {
+                self.write(&name, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `config.json`, and `quantize_config.json` beside it if there is a quantization config.
+    pub fn write_config(&self, source: &Checkpoint, quantization: Option<Value>) -> Result<(), FormatError> {
+        let mut config: Map<String, Value> = source.config().clone();
+        config.remove("quantization_config");
+        config.remove("compression_config");
+        if let Some(q) = quantization {
+            self.write("quantize_config.json", format!("{q:#}\n").as_bytes())?;
+            config.insert("quantization_config".into(), q);
+        }
+        self.write("config.json", format!("{:#}\n", Value::Object(config)).as_bytes())
+    }
+
+    fn shard_name(i: usize, count: usize) -> String {
+        if count == 1 { "model.safetensors".into() } else { format!("model-{:05}-of-{count:05}.safetensors", i + 1) }
+    }
+
+    pub fn shard(&mut self, i: usize, count: usize, specs: &[TensorSpec]) -> Result<SafetensorsWriter, FormatError> {
+        let name = Self::shard_name(i, count);
+        self.files.push(name.clone());
+        SafetensorsWriter::create(&self.partial.join(name), specs)
+    }
+
+    pub fn write_index(&self, shards: &[Vec<Planned>]) -> Result<(), FormatError> {
+        if shards.len() == 1 {
+            return Ok(());
+        }
+        let mut map = Map::new();
+        let mut total = 0;
+        for (i, shard) in shards.iter().enumerate() {
+            for p in shard {
+                total += bytes_of(&p.spec);
+                map.insert(p.spec.0.clone(), json!(Self::shard_name(i, shards.len())));
+            }
+        }
+        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+        self.write("model.safetensors.index.json", format!("{index:#}\n").as_bytes())
+    }
+
+    /// Gives the folder its name.
+    pub fn finish(mut self) -> Result<(), FormatError> {
+        let io = |e| FormatError::io(&self.target.display().to_string(), e);
+        // an empty folder of that name gives way
+        match std::fs::remove_dir(&self.target) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+            _ => {}
+        }
+        std::fs::rename(&self.partial, &self.target).map_err(io)?;
+        self.done = true;
+        Ok(())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if !self.done {
+            // already failing: that leftovers cannot be removed either adds nothing to the message
+            drop(std::fs::remove_dir_all(&self.partial));
+        }
+    }
+}
+
+impl Checkpoint {
+    /// Names of the folder's files.
+    pub(crate) fn file_names(&self) -> Result<Vec<String>, FormatError> {
+        self.store().names()
+    }
+
+    /// Hands out the bytes of a tensor, some at a time.
+    pub(crate) fn copy_bytes(&self, name: &str, put: &mut dyn FnMut(&[u8]) -> Result<(), FormatError>) -> Result<(), FormatError> {
+        const PIECE: usize = 1 << 22;
+        let Some((source, info)) = self.place(name) else {
+            return Err(FormatError::tensor(self.name(), name, "a tensor", "none", DAMAGED));
+        };
+        let mut buffer = vec![0; PIECE.min(info.bytes)];
+        for at in (0..info.bytes).step_by(PIECE) {
+            let piece = &mut buffer[..PIECE.min(info.bytes - at)];
+            source.read_at(info.offset + at as u64, piece)?;
+            put(piece)?;
+        }
+        Ok(())
+    }
+}
