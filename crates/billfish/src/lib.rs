@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod builtin;
+mod doctor;
 mod error;
 mod generation;
 mod loaded;
@@ -24,6 +25,7 @@ pub use billfish_kernels::{Activations, Isa, KvType};
 pub use billfish_models::Progress;
 pub use billfish_text::Message;
 pub use builtin::{BUILTIN_NAME, builtin_files};
+pub use doctor::{Finding, Severity, examine};
 pub use error::Error;
 pub use loaded::{GenerateOptions, LoadedModel, OpenOptions, read_tokenizer, unused_warning};
 

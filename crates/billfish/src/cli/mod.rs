@@ -2,6 +2,7 @@
 
 mod chat;
 mod convert;
+mod doctor;
 mod eval;
 mod inspect;
 mod options;
@@ -28,6 +29,8 @@ enum Command {
     Chat(chat::Args),
     /// Say what a model folder is and how it would run
     Inspect(inspect::Args),
+    /// Find everything that is wrong or odd with a model folder (exit code 2 if something is)
+    Doctor(doctor::Args),
     /// Measure a model: logits or perplexity
     #[command(subcommand)]
     Eval(eval::Command),
@@ -37,8 +40,8 @@ enum Command {
     Synth(synth::Args),
 }
 
-/// Parses the command line and runs it.
-pub fn run() -> anyhow::Result<()> {
+/// Parses the command line and runs it. Returns false if a gate failed.
+pub fn run() -> anyhow::Result<bool> {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() && e.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -49,14 +52,19 @@ pub fn run() -> anyhow::Result<()> {
             e.print()?;
             anyhow::bail!("expected a command");
         }
-        Err(e) => return Ok(e.print()?),
+        Err(e) => {
+            e.print()?;
+            return Ok(true);
+        }
     };
     match cli.command {
-        Command::Run(args) => run::run(&args),
-        Command::Chat(args) => chat::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Eval(command) => eval::run(&command),
-        Command::Convert(args) => convert::run(&args),
-        Command::Synth(args) => synth::run(&args),
+        Command::Run(args) => run::run(&args)?,
+        Command::Chat(args) => chat::run(&args)?,
+        Command::Inspect(args) => inspect::run(&args)?,
+        Command::Doctor(args) => return doctor::run(&args),
+        Command::Eval(command) => eval::run(&command)?,
+        Command::Convert(args) => convert::run(&args)?,
+        Command::Synth(args) => synth::run(&args)?,
     }
+    Ok(true)
 }

@@ -1,0 +1,63 @@
+//! `billfish doctor`: everything that is wrong or odd with a folder.
+
+use super::options::byte_bar;
+use anyhow::Result;
+use billfish::{Checkpoint, Finding, Severity, examine};
+use serde_json::json;
+use std::io::Write;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The model folder
+    model: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Returns whether the folder is sound.
+pub fn run(args: &Args) -> Result<bool> {
+    if !args.model.is_dir() {
+        // nothing to examine: the usual message
+        Checkpoint::open(&args.model)?;
+    }
+    let findings = match Checkpoint::open(&args.model) {
+        Err(e) => vec![Finding {
+            severity: Severity::Error,
+            subject: args.model.display().to_string(),
+            evidence: e.to_string(),
+            consequence: "the folder cannot be opened".into(),
+            remedy: "see the message".into(),
+        }],
+        Ok(checkpoint) => {
+            let bar = byte_bar("examining", checkpoint.total_bytes());
+            let findings = examine(&checkpoint, &mut |done, _| bar.set_position(done));
+            bar.finish_and_clear();
+            findings
+        }
+    };
+    let sound = findings.iter().all(|f| f.severity == Severity::Note);
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let list = findings.iter().map(|f| {
+            json!({
+                "severity": f.severity.name(),
+                "subject": f.subject,
+                "evidence": f.evidence,
+                "consequence": f.consequence,
+                "remedy": f.remedy,
+            })
+        });
+        writeln!(out, "{:#}", json!({"sound": sound, "findings": list.collect::<Vec<_>>()}))?;
+        return Ok(sound);
+    }
+    for f in &findings {
+        writeln!(out, "{}: {}", f.severity.name(), f.subject)?;
+        writeln!(out, "  found        {}", f.evidence)?;
+        writeln!(out, "  consequence  {}", f.consequence)?;
+        writeln!(out, "  remedy       {}", f.remedy)?;
+    }
+    writeln!(out, "{}", if sound { "nothing is wrong" } else { "something is wrong or odd" })?;
+    Ok(sound)
+}
