@@ -19,6 +19,7 @@ pub mod fuzz;
 mod gptq;
 mod json;
 mod keys;
+pub mod marlin;
 mod origin;
 mod quant_config;
 mod report;
