@@ -24,6 +24,7 @@ mod origin;
 mod quant_config;
 mod report;
 mod safetensors;
+pub mod shard;
 mod shards;
 mod source;
 mod store;
