@@ -20,6 +20,7 @@ mod gptq;
 mod json;
 mod keys;
 pub mod marlin;
+pub mod method;
 mod origin;
 mod quant_config;
 mod report;
