@@ -101,6 +101,8 @@ fn other_formats_of_gptq_checkpoints() {
     assert_eq!(chosen(&bitblas, None, AMPERE), "bitblas");
     assert_eq!(chosen(&gptq(json!({"is_bitblas_format": true})), Some("gptq"), AMPERE), "bitblas");
     assert_eq!(chosen(&bitblas, Some("marlin"), AMPERE), "gptq_marlin");
+    let notes = select(Some(&bitblas), None, AMPERE, true).unwrap().notes;
+    assert_eq!(notes, [Note::Info("The model is serialized in bitblas format. Using bitblas kernel.".into())]);
     assert_eq!(chosen(&gptq(json!({"checkpoint_format": "marlin_24"})), None, AMPERE), "gptq_marlin_24");
     // neither v2 nor anything else that `gptq_marlin` ignores keeps it away
     assert_eq!(chosen(&gptq(json!({"checkpoint_format": "gptq_v2"})), None, AMPERE), "gptq_marlin");

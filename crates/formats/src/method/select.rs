@@ -163,11 +163,13 @@ fn choose(
     let format = config.get("checkpoint_format").and_then(Value::as_str).unwrap_or("");
     let asked = |names: &[&str]| user.is_some_and(|user| names.contains(&user));
     let free_or = |names: &[&str]| user.is_none() || asked(names);
-    if (format == "bitblas" || truthy(config.get("is_bitblas_format"))) && free_or(&["gptq", "bitblas"]) {
-        return Ok(Some("bitblas".into()));
-    }
-    if (format == "marlin_24" || truthy(config.get("is_marlin_24_format"))) && free_or(&["gptq", "gptq_marlin_24"]) {
-        return Ok(Some("gptq_marlin_24".into()));
+    let serialized =
+        [("bitblas", format == "bitblas" || truthy(config.get("is_bitblas_format"))), ("gptq_marlin_24", format == "marlin_24")];
+    for (name, is) in serialized {
+        if is && free_or(&["gptq", name]) {
+            notes.push(Note::Info(format!("The model is serialized in {name} format. Using {name} kernel.")));
+            return Ok(Some(name.into()));
+        }
     }
     let converts = [
         ("gptq_marlin", "gptq", ["marlin", "gptq_marlin"], gptq_marlin_fits(config, platform)),
@@ -258,7 +260,7 @@ pub fn min_capability(method: &str) -> Option<u32> {
 pub fn check_engine(method: &str, platform: Platform, activation: Activation) -> Result<(), MethodError> {
     let supported: &[Activation] = match method {
         "gptq" | "awq" => &[Activation::F16],
-        "gptq_marlin" | "awq_marlin" | "gptq_bitblas" | "moe_wna16" => &[Activation::F16, Activation::BF16],
+        "gptq_marlin" | "awq_marlin" | "gptq_bitblas" | "moe_wna16" | "cpu_awq" => &[Activation::F16, Activation::BF16],
         _ => return Ok(()),
     };
     if let (Some(minimum), Some(capability)) = (min_capability(method), platform.capability())

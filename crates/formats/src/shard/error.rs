@@ -46,7 +46,8 @@ pub enum ShardError {
     },
     /// The rows of a rank are not whole words.
     #[error(
-        "rows of a rank: expected a multiple of {multiple} ({bits} bit codes in 32-bit words), found {rows}; use fewer ranks, or cuts inside words"
+        "rows of a rank: expected a multiple of {multiple} ({bits} bit codes in 32-bit words), found {rows}; use fewer ranks, or cuts \
+         inside words"
     )]
     InputWords {
         /// Rows of a rank.

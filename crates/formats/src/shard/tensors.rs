@@ -38,7 +38,10 @@ impl GptqTensors {
         self.scales.len() / self.out_features.max(1)
     }
 
-    /// Row of `scales` and `qzeros` that input row `k` uses; `k` must exist.
+    /// Row of `scales` and `qzeros` that input row `k` uses.
+    ///
+    /// # Panics
+    /// If there is no row `k`, or the tensors do not pass [`GptqTensors::check`].
     pub fn group_of(&self, k: usize) -> usize {
         match (&self.g_idx, self.group_size) {
             (Some(g_idx), _) if self.act_order => (g_idx[k] - self.first_group) as usize,
