@@ -48,7 +48,8 @@ impl Agreement {
     }
 }
 
-fn kind(module: &str) -> String {
+/// A module's name with every number replaced: modules of one kind differ in their layer only.
+pub(crate) fn kind(module: &str) -> String {
     let part = |p: &str| if p.bytes().all(|b| b.is_ascii_digit()) { "#".to_string() } else { p.to_string() };
     module.split('.').map(part).collect::<Vec<_>>().join(".")
 }

@@ -6,8 +6,8 @@ use billfish_kernels::{Activations, Backend, Isa};
 use billfish_models::{LoadOptions, Logits, Model, Scratch};
 use billfish_quantize::synth;
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The system's allocator, watched.
 struct Watched;

@@ -1,6 +1,7 @@
 //! The quantization config of the output, written from what the modules are and not from what the source's config says.
 
 use super::{Module, Target};
+use crate::agreement::kind;
 use crate::{Checkpoint, FormatError, GroupSize, ModuleReport};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,11 +27,6 @@ fn settings(r: &ModuleReport) -> Settings {
 /// A pattern that matches this name alone.
 fn exactly(name: &str) -> String {
     format!("^{}$", name.replace('.', "\\."))
-}
-
-/// A name with its numbers replaced.
-fn kind(name: &str) -> String {
-    name.split('.').map(|p| if p.parse::<u64>().is_ok() { "#" } else { p }).collect::<Vec<_>>().join(".")
 }
 
 /// The config, or `None` for a dense target. The commonest settings are the base, each other module has a rule.
