@@ -1,12 +1,15 @@
 //! The command line: one file a command.
 
 mod chat;
+mod diff;
 mod eval;
+mod explain;
 mod inspect;
 mod options;
 mod run;
 mod stats;
 mod synth;
+mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -27,12 +30,23 @@ enum Command {
     Chat(chat::Args),
     /// Say what a model folder is and how it would run
     Inspect(inspect::Args),
+    /// Compare every weight of two folders, whatever formats they are in; exit code 2 if any differs
+    Verify(verify::Args),
+    /// Say in what two folders differ: tensors, codes, zeros, scales, row order, configuration
+    Diff(diff::Args),
+    /// Show where one weight comes from: words, bits, zero point, scale
+    Explain(explain::Args),
     /// Measure a model: logits or perplexity
     #[command(subcommand)]
     Eval(eval::Command),
     /// Write a model folder with random weights, to try size and speed without a download
     Synth(synth::Args),
 }
+
+/// What was asked has been done, and the answer is no: exit code 2, not 1.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct GateFailed(pub String);
 
 /// Parses the command line and runs it.
 pub fn run() -> anyhow::Result<()> {
@@ -52,6 +66,9 @@ pub fn run() -> anyhow::Result<()> {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Eval(command) => eval::run(&command),
         Command::Synth(args) => synth::run(&args),
     }
