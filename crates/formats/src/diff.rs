@@ -85,7 +85,7 @@ pub struct KeyDiff {
     pub found: [Option<Value>; 2],
 }
 
-/// The outcome of [`diff`].
+/// The outcome of [`diff()`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Diff {
     /// What it comes to.

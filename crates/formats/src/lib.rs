@@ -5,7 +5,7 @@
 //! is believed, and then hands out [`billfish_tensor::DenseTensor`]s and linear modules, quantized or dense as their
 //! tensors are. Whatever is dropped, overruled or not understood becomes an error or a listed [`Warning`].
 //!
-//! [`verify`] compares every weight of two folders, [`diff`] says in what they differ, and [`explain`] shows where one
+//! [`verify()`] compares every weight of two folders, [`diff()`] says in what they differ, and [`explain()`] shows where one
 //! weight comes from.
 //!
 //! The crate computes nothing beyond decoding and comparing, starts no thread and prints nothing.

@@ -41,12 +41,12 @@ pub struct Largest {
     pub difference: f64,
 }
 
-/// The outcome of [`verify`].
+/// The outcome of [`verify()`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Certificate {
     /// Names of the folders.
     pub folders: [String; 2],
-    /// SHA-256 of the weights of either folder, in hexadecimal; see [`verify`].
+    /// SHA-256 of the weights of either folder, in hexadecimal; see [`verify()`].
     pub hashes: [String; 2],
     /// Tensors that both folders have; a quantized weight counts as one.
     pub tensors: usize,
@@ -133,7 +133,7 @@ struct Run<'a> {
 
 /// Compares every weight of two folders, exactly: of quantized modules `(code - zero) * scale` as `f64`, which no
 /// rounding touches; of dense tensors the number, whatever its type. A module may be quantized in one folder and dense
-/// in the other. Rows stand in the order of the files, so two quantizations that differ in row order alone are equal.
+/// in the other. Rows are inputs as they stand in the files: `g_idx` gives each its group, and none is moved.
 /// Memory is bounded by the largest packed module of either folder. `progress` hears bytes done and bytes in all.
 ///
 /// The hash of a folder is SHA-256 over its tensors sorted by name, module `m` as `m.weight` of shape `[N, K]`: length
