@@ -176,6 +176,7 @@ impl<'a> Values<'a> {
                 let k = m.in_features();
                 self.floats.resize(count, 0.0);
                 m.dequantize_columns(start / k..(start + count) / k, &mut self.codes, &mut self.floats);
+                out.extend(self.floats.iter().map(|&v| canonical(v)));
             }
             Store::Tensor(tensor) => {
                 let size = tensor.info.dtype.size();
@@ -185,13 +186,21 @@ impl<'a> Values<'a> {
                     out.extend(self.raw.chunks_exact(size).map(element_bits));
                     return Ok(());
                 }
-                self.floats.clear();
-                self.floats.extend(self.raw.chunks_exact(size).map(|b| float(tensor.info.dtype, element_bits(b))));
+                match tensor.info.dtype {
+                    DType::F16 => out.extend(self.raw.as_chunks::<2>().0.iter().map(|b| canonical(f16::from_le_bytes(*b).to_f64()))),
+                    DType::BF16 => out.extend(self.raw.as_chunks::<2>().0.iter().map(|b| canonical(bf16::from_le_bytes(*b).to_f64()))),
+                    DType::F32 => out.extend(self.raw.as_chunks::<4>().0.iter().map(|b| canonical(f64::from(f32::from_le_bytes(*b))))),
+                    _ => out.extend(self.raw.as_chunks::<8>().0.iter().map(|b| canonical(f64::from_le_bytes(*b)))),
+                }
             }
         }
-        out.extend(self.floats.iter().map(|&v| if v.is_nan() { f64::NAN.to_bits() } else { (v + 0.0).to_bits() }));
         Ok(())
     }
+}
+
+/// Bits of a number: equal for equal numbers.
+fn canonical(v: f64) -> u64 {
+    if v.is_nan() { f64::NAN.to_bits() } else { (v + 0.0).to_bits() }
 }
 
 /// Up to eight little-endian bytes.

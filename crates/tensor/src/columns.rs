@@ -18,21 +18,29 @@ impl QuantMatrix {
             return;
         }
         codes.resize(32 * width, 0);
+        let mut runs: Vec<(usize, usize, usize)> = Vec::with_capacity(32);
         for k0 in (0..k).step_by(32) {
             let rows = (k - k0).min(32);
             let codes = &mut codes[..rows * width];
             self.codes().unpack_rows(self.bits(), n, k0, cols.clone(), codes);
+            // runs of rows in one group, which share a zero point and a scale in each column
+            runs.clear();
+            for i in 0..rows {
+                let g = self.group_of(k0 + i);
+                match runs.last_mut() {
+                    Some((group, _, to)) if *group == g => *to = i + 1,
+                    _ => runs.push((g, i, i + 1)),
+                }
+            }
             for c in 0..width {
                 let column = &mut out[c * k + k0..][..rows];
-                let (mut group, mut zero, mut scale) = (usize::MAX, 0, 0.0);
-                for (i, weight) in column.iter_mut().enumerate() {
-                    let g = self.group_of(k0 + i);
-                    if g != group {
-                        group = g;
-                        zero = i32::from(self.zero(g, cols.start + c));
-                        scale = f64::from(self.scales().get(g * n + cols.start + c));
+                for &(g, from, to) in &runs {
+                    let zero = i32::from(self.zero(g, cols.start + c));
+                    let scale = f64::from(self.scales().get(g * n + cols.start + c));
+                    let codes = codes[from * width + c..].iter().step_by(width);
+                    for (weight, &code) in column[from..to].iter_mut().zip(codes) {
+                        *weight = f64::from(i32::from(code) - zero) * scale;
                     }
-                    *weight = f64::from(i32::from(codes[i * width + c]) - zero) * scale;
                 }
             }
         }
