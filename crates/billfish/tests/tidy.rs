@@ -64,6 +64,10 @@ fn files() -> Vec<File> {
         for entry in entries {
             let name = entry.file_name().unwrap().to_string_lossy();
             let path = format!("{path}{name}");
+            // in a linked worktree `.git` is a file, and no part of the repository
+            if name == ".git" {
+                continue;
+            }
             if entry.is_file() {
                 // what is no UTF-8 is no text
                 out.extend(fs::read_to_string(&entry).ok().map(|text| File { path, text }));

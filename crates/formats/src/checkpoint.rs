@@ -345,6 +345,12 @@ impl Tensor<'_> {
         self.source.read_at(self.info.offset, out)
     }
 
+    /// Reads the bytes of the tensor that begin at `start`; the caller keeps to its size.
+    pub(crate) fn read_range(&self, start: usize, out: &mut [u8]) -> Result<(), FormatError> {
+        debug_assert!(start + out.len() <= self.info.bytes);
+        self.source.read_at(self.info.offset + start as u64, out)
+    }
+
     /// Reads elements straight into their vector; `from_le` turns each into the machine's byte order.
     pub(crate) fn read_elements<T>(&self, from_le: impl Fn(T) -> T) -> Result<Vec<T>, FormatError>
     where

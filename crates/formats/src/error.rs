@@ -93,6 +93,18 @@ pub enum FormatError {
         /// What is lost, module by module.
         found: String,
     },
+    /// A place such as `module[row, col]` cannot be understood or does not exist.
+    #[error("place `{place}`: expected {expected}, found {found}; {remedy}")]
+    Place {
+        /// The place as given.
+        place: String,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        found: String,
+        /// What to do.
+        remedy: String,
+    },
     /// The operating system refused.
     #[error("{file}: {source}; check the file, its permissions and the disk it is on")]
     Io {
@@ -124,6 +136,10 @@ impl FormatError {
     pub(crate) fn tensor(file: &str, tensor: impl Display, expected: impl Display, found: impl Display, remedy: impl Display) -> Self {
         let [tensor, expected, found, remedy] = [clip(tensor), clip(expected), clip(found), clip(remedy)];
         FormatError::Tensor { file: file.into(), tensor, expected, found, remedy }
+    }
+
+    pub(crate) fn place(place: impl Display, expected: impl Display, found: impl Display, remedy: &str) -> Self {
+        FormatError::Place { place: clip(place), expected: clip(expected), found: clip(found), remedy: remedy.into() }
     }
 
     pub(crate) fn io(file: &str, source: std::io::Error) -> Self {

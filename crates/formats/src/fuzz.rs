@@ -1,7 +1,7 @@
 //! Bodies of fuzz targets: any bytes, no panic, no memory beyond a small multiple of the input.
 
 use crate::warning::Warnings;
-use crate::{BiasRule, Checkpoint, Header, QuantConfig, Source, dynamic, json};
+use crate::{BiasRule, Checkpoint, Header, QuantConfig, Source, diff, dynamic, explain, json};
 use std::borrow::Cow;
 
 /// A safetensors file; the header is what matters.
@@ -31,7 +31,8 @@ pub fn dynamic(data: &[u8]) {
 /// The line that starts a file in the input of [`checkpoint`]; the name follows, up to the end of the line.
 const FILE: &[u8] = b"\n#file ";
 
-/// A whole folder: each file starts with a line `#file NAME`, and its bytes follow. Reads every module and tensor.
+/// A whole folder: each file starts with a line `#file NAME`, and its bytes follow. Reads every module and tensor,
+/// compares the folder with itself and explains a place of each.
 pub fn checkpoint(data: &[u8]) {
     let mut files = vec![];
     let mut rest = data.strip_prefix(&FILE[1..]).unwrap_or_default();
@@ -57,6 +58,15 @@ pub fn checkpoint(data: &[u8]) {
             name.strip_suffix(".weight")
                 .map(|m| folder.linear(m, shape.get(1).copied().unwrap_or(0), shape.first().copied().unwrap_or(0), BiasRule::Optional)),
         );
+    }
+    if let Ok(found) = diff(&folder, &folder, &mut |_, _| ()) {
+        assert!(found.certificate.equal(), "a folder equals itself");
+    }
+    for name in folder.tensor_names() {
+        for index in ["[]", "[0]", "[0, 0]", "[63, 63]"] {
+            drop(explain(&folder, &format!("{name}{index}")));
+            drop(name.rsplit_once('.').map(|(module, _)| explain(&folder, &format!("{module}{index}"))));
+        }
     }
     for warning in folder.warnings() {
         drop(warning.to_string());

@@ -5,7 +5,10 @@
 //! is believed, and then hands out [`billfish_tensor::DenseTensor`]s and linear modules, quantized or dense as their
 //! tensors are. Whatever is dropped, overruled or not understood becomes an error or a listed [`Warning`].
 //!
-//! The crate computes nothing beyond decoding, starts no thread and prints nothing.
+//! [`verify()`] compares every weight of two folders, [`diff()`] says in what they differ, and [`explain()`] shows where one
+//! weight comes from.
+//!
+//! The crate computes nothing beyond decoding and comparing, starts no thread and prints nothing.
 #![forbid(unsafe_code)]
 
 mod agreement;
@@ -13,8 +16,10 @@ mod checkpoint;
 mod config_files;
 mod convert;
 mod dialect;
+mod diff;
 mod dynamic;
 mod error;
+mod explain;
 #[doc(hidden)]
 pub mod fuzz;
 mod gptq;
@@ -30,18 +35,24 @@ pub mod shard;
 mod shards;
 mod source;
 mod store;
+mod values;
+mod verify;
 mod warning;
 mod writer;
 
 pub use checkpoint::{BiasRule, Checkpoint, LinearWeight};
 pub use convert::{Converted, Loss, Target, convert};
 pub use dialect::{Evidence, ZeroDialect};
+pub use diff::{Diff, KeyDiff, ModuleDiff, PartDiff, TensorDiff, Verdict, diff};
 pub use dynamic::{Dynamic, Match, Overrides, Rule};
 pub use error::FormatError;
+pub use explain::{Element, Explanation, StoredBits, Weight, explain};
 pub use origin::Writer;
 pub use quant_config::{CheckpointFormat, GroupSize, QuantConfig, Scheme};
 pub use report::{ModuleReport, RuleReport};
 pub use safetensors::{Header, TensorInfo};
 pub use source::Source;
+pub use values::Place;
+pub use verify::{Certificate, Encodings, Largest, TensorDifference, verify};
 pub use warning::{Warning, WarningKind};
 pub use writer::{SafetensorsWriter, TensorSpec};

@@ -21,7 +21,7 @@ pub enum Packing {
 }
 
 /// Widths of the planes of a code of `bits` bits, low plane first.
-const PLANES: [&[u32]; 9] = [&[], &[], &[2], &[2, 1], &[4], &[4, 1], &[4, 2], &[4, 2, 1], &[8]];
+pub(crate) const PLANES: [&[u32]; 9] = [&[], &[], &[2], &[2, 1], &[4], &[4, 1], &[4, 2], &[4, 2, 1], &[8]];
 
 impl Packing {
     /// Words of `u32` that hold `count` codes of `bits` bits.

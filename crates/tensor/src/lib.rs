@@ -8,9 +8,11 @@
 #![forbid(unsafe_code)]
 
 mod codes;
+mod columns;
 mod dense;
 mod dtype;
 mod error;
+mod fields;
 pub mod oracle;
 mod quant;
 
@@ -18,4 +20,5 @@ pub use codes::{Codes, Packing};
 pub use dense::DenseTensor;
 pub use dtype::DType;
 pub use error::TensorError;
+pub use fields::BitField;
 pub use quant::{Groups, QuantMatrix, RowOrder, ScaleValues, Zeros};

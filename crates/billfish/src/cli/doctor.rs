@@ -1,5 +1,6 @@
 //! `billfish doctor`: everything that is wrong or odd with a folder.
 
+use super::GateFailed;
 use super::options::byte_bar;
 use anyhow::Result;
 use billfish::{Checkpoint, Finding, Severity, examine};
@@ -16,8 +17,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Returns whether the folder is sound.
-pub fn run(args: &Args) -> Result<bool> {
+pub fn run(args: &Args) -> Result<()> {
     if !args.model.is_dir() {
         // nothing to examine: the usual message
         Checkpoint::open(&args.model)?;
@@ -50,14 +50,16 @@ pub fn run(args: &Args) -> Result<bool> {
             })
         });
         writeln!(out, "{:#}", json!({"sound": sound, "findings": list.collect::<Vec<_>>()}))?;
-        return Ok(sound);
+    } else {
+        for f in &findings {
+            writeln!(out, "{}: {}", f.severity.name(), f.subject)?;
+            writeln!(out, "  found        {}", f.evidence)?;
+            writeln!(out, "  consequence  {}", f.consequence)?;
+            writeln!(out, "  remedy       {}", f.remedy)?;
+        }
+        if sound {
+            writeln!(out, "nothing is wrong")?;
+        }
     }
-    for f in &findings {
-        writeln!(out, "{}: {}", f.severity.name(), f.subject)?;
-        writeln!(out, "  found        {}", f.evidence)?;
-        writeln!(out, "  consequence  {}", f.consequence)?;
-        writeln!(out, "  remedy       {}", f.remedy)?;
-    }
-    writeln!(out, "{}", if sound { "nothing is wrong" } else { "something is wrong or odd" })?;
-    Ok(sound)
+    if sound { Ok(()) } else { Err(GateFailed(format!("something is wrong or odd with {}", args.model.display())).into()) }
 }

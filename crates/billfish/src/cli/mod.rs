@@ -2,13 +2,16 @@
 
 mod chat;
 mod convert;
+mod diff;
 mod doctor;
 mod eval;
+mod explain;
 mod inspect;
 mod options;
 mod run;
 mod stats;
 mod synth;
+mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -31,6 +34,12 @@ enum Command {
     Inspect(inspect::Args),
     /// Find everything that is wrong or odd with a model folder (exit code 2 if something is)
     Doctor(doctor::Args),
+    /// Compare every weight of two folders, whatever formats they are in; exit code 2 if any differs
+    Verify(verify::Args),
+    /// Say in what two folders differ: tensors, codes, zeros, scales, row order, configuration
+    Diff(diff::Args),
+    /// Show where one weight comes from: words, bits, zero point, scale
+    Explain(explain::Args),
     /// Measure a model: logits or perplexity
     #[command(subcommand)]
     Eval(eval::Command),
@@ -40,8 +49,13 @@ enum Command {
     Synth(synth::Args),
 }
 
-/// Parses the command line and runs it. Returns false if a gate failed.
-pub fn run() -> anyhow::Result<bool> {
+/// What was asked has been done, and the answer is no: exit code 2, not 1.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct GateFailed(pub String);
+
+/// Parses the command line and runs it.
+pub fn run() -> anyhow::Result<()> {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() && e.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -52,19 +66,18 @@ pub fn run() -> anyhow::Result<bool> {
             e.print()?;
             anyhow::bail!("expected a command");
         }
-        Err(e) => {
-            e.print()?;
-            return Ok(true);
-        }
+        Err(e) => return Ok(e.print()?),
     };
     match cli.command {
-        Command::Run(args) => run::run(&args)?,
-        Command::Chat(args) => chat::run(&args)?,
-        Command::Inspect(args) => inspect::run(&args)?,
-        Command::Doctor(args) => return doctor::run(&args),
-        Command::Eval(command) => eval::run(&command)?,
-        Command::Convert(args) => convert::run(&args)?,
-        Command::Synth(args) => synth::run(&args)?,
+        Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Eval(command) => eval::run(&command),
+        Command::Convert(args) => convert::run(&args),
+        Command::Synth(args) => synth::run(&args),
     }
-    Ok(true)
 }

@@ -56,6 +56,18 @@ pub fn checkpoint(model: Option<&Path>) -> anyhow::Result<Checkpoint> {
     })
 }
 
+/// Opens two folders.
+pub fn two_checkpoints(a: &Path, b: &Path) -> anyhow::Result<[Checkpoint; 2]> {
+    Ok([Checkpoint::open(a)?, Checkpoint::open(b)?])
+}
+
+/// Lists what is odd about folders that were read, on standard error.
+pub fn warn(folders: &[&Checkpoint]) {
+    for folder in folders {
+        folder.warnings().iter().for_each(|w| eprintln!("warning: {}: {w}", folder.name()));
+    }
+}
+
 impl ModelArgs {
     /// The folder, if one is named.
     pub fn checkpoint(&self) -> anyhow::Result<Checkpoint> {
