@@ -2,13 +2,13 @@
 
 use super::{Loss, Target};
 use crate::{FormatError, ModuleReport};
-use billfish_tensor::{Codes, DType, Groups, Packing, QuantMatrix, ScaleValues};
+use billfish_tensor::{Codes, DType, Packing, QuantMatrix, ScaleValues};
 use half::{bf16, f16};
 
 /// Takes the pieces of a tensor in order.
 pub(super) type Put<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), FormatError>;
 /// Takes a column's number and its weights.
-type Column<'a> = &'a mut dyn FnMut(usize, &[f32]) -> Result<(), FormatError>;
+type Column<'a> = &'a mut dyn FnMut(usize, &[f64]) -> Result<(), FormatError>;
 
 /// Columns that are dequantized at once.
 const STRIP: usize = 64;
@@ -47,7 +47,7 @@ pub(super) fn losses(module: &str, m: &QuantMatrix, target: Target) -> Vec<Loss>
     };
     if let Target::Dense(dtype) = target {
         let (mut count, mut first) = (0, None);
-        strips(m, &mut |col, values| {
+        columns(m, &mut |col, values| {
             for (k, &v) in values.iter().enumerate() {
                 if round(dtype, v) != v {
                     count += 1;
@@ -92,11 +92,11 @@ pub(super) fn write(
     put: &mut dyn FnMut(&[u8]) -> Result<(), FormatError>,
 ) -> Result<(), FormatError> {
     match (part, target) {
-        ("weight", Target::Dense(dtype)) => strips(m, &mut |_, values| {
+        ("weight", Target::Dense(dtype)) => columns(m, &mut |_, values| {
             let bytes: Vec<u8> = match dtype {
-                DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-                DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-                _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                DType::F16 => values.iter().flat_map(|&v| f16::from_f64(v).to_le_bytes()).collect(),
+                DType::BF16 => values.iter().flat_map(|&v| bf16::from_f64(v).to_le_bytes()).collect(),
+                _ => values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
             };
             put(&bytes)
         }),
@@ -154,38 +154,25 @@ fn qzeros(m: &QuantMatrix, target: Target, put: Put) -> Result<(), FormatError> 
     Ok(())
 }
 
-/// Gives each column of the matrix as weights: `(q - z) * s`, exact in `f32` for scales of 16 bits.
-fn strips(m: &QuantMatrix, column: Column) -> Result<(), FormatError> {
+/// Gives each column of the matrix as exact weights.
+fn columns(m: &QuantMatrix, column: Column) -> Result<(), FormatError> {
     let (k, n) = (m.in_features(), m.out_features());
-    let groups: Vec<usize> = match m.groups() {
-        Groups::Contiguous { size } => (0..k).map(|k| k / size).collect(),
-        Groups::Index { g_idx, .. } => g_idx.iter().map(|&g| g as usize).collect(),
-    };
-    let mut values = vec![0f32; k];
+    let (mut codes, mut values) = (vec![], vec![0.0; k * STRIP.min(n)]);
     for c0 in (0..n).step_by(STRIP) {
-        let columns = c0..n.min(c0 + STRIP);
-        let width = columns.len();
-        let mut codes = vec![0u8; k * width];
-        for k0 in (0..k).step_by(32) {
-            let rows = (k - k0).min(32);
-            m.codes().unpack_rows(m.bits(), n, k0, columns.clone(), &mut codes[k0 * width..(k0 + rows) * width]);
-        }
-        for (i, col) in columns.enumerate() {
-            for (row, value) in values.iter_mut().enumerate() {
-                let g = groups[row];
-                let q = f32::from(codes[row * width + i]) - f32::from(m.zero(g, col));
-                *value = q * m.scales().get(g * n + col);
-            }
-            column(col, &values)?;
+        let cols = c0..n.min(c0 + STRIP);
+        let values = &mut values[..k * cols.len()];
+        m.dequantize_columns(cols, &mut codes, values);
+        for (i, values) in values.chunks_exact(k).enumerate() {
+            column(c0 + i, values)?;
         }
     }
     Ok(())
 }
 
-fn round(dtype: DType, v: f32) -> f32 {
+fn round(dtype: DType, v: f64) -> f64 {
     match dtype {
-        DType::F16 => f16::from_f32(v).to_f32(),
-        DType::BF16 => bf16::from_f32(v).to_f32(),
-        _ => v,
+        DType::F16 => f16::from_f64(v).to_f64(),
+        DType::BF16 => bf16::from_f64(v).to_f64(),
+        _ => f64::from(v as f32),
     }
 }
