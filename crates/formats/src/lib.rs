@@ -1,5 +1,5 @@
 //! Bytes on disk to the vocabulary of Billfish: model folders, safetensors files, quantization configs and their rules,
-//! and the GPTQ layout in all its dialects.
+//! the GPTQ layout in all its dialects, AWQ, compressed-tensors and AutoRound.
 //!
 //! [`Checkpoint`] is the way in: it opens a folder (or files in memory), checks every config and header before any tensor
 //! is believed, and then hands out [`billfish_tensor::DenseTensor`]s and linear modules, quantized or dense as their
@@ -9,7 +9,10 @@
 #![forbid(unsafe_code)]
 
 mod agreement;
+mod awq;
 mod checkpoint;
+mod compressed;
+mod compressed_config;
 mod config_files;
 mod dialect;
 mod dynamic;
@@ -19,13 +22,17 @@ pub mod fuzz;
 mod gptq;
 mod json;
 mod keys;
+mod module;
 mod origin;
 mod quant_config;
 mod report;
 mod safetensors;
+mod selection;
 mod shards;
 mod source;
 mod store;
+mod strips;
+mod targets;
 mod warning;
 mod writer;
 
