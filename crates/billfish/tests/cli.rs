@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Folder, billfish, fixture, json, ok};
+use common::{Folder, billfish, error, fixture, json, ok};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::Stdio;
@@ -299,5 +299,40 @@ fn convert_writes_a_folder_that_runs_the_same() {
 fn help_and_version_are_no_errors() {
     for args in [&["--help"][..], &["--version"], &["run", "--help"], &["eval", "ppl", "--help"]] {
         assert!(!ok(args).0.is_empty());
+    }
+}
+
+#[test]
+fn formats_that_are_read_run_and_say_what_they_are() {
+    for (name, format, words) in [
+        ("llama-awq-asym-g32", "awq gemm", "4-bit, group 32, asym, zeros v2: stored as they are"),
+        ("llama-ct-w3a16-g32", "compressed-tensors pack-quantized", "3-bit, group 32, sym, zeros not stored"),
+        ("llama-ct-w8a8", "compressed-tensors int-quantized", "8-bit, one group a column, sym, zeros not stored"),
+    ] {
+        let path = fixture(name);
+        let (text, _) = ok(&["inspect", path.to_str().unwrap()]);
+        assert!(text.contains(&format!("quantization  {format} by ")) && text.contains(words), "{text}");
+        let (_, err) = ok(&["run", path.to_str().unwrap(), "--prompt", "the king", "--max-tokens", "4", "--seed", "1"]);
+        assert_eq!(err.contains("the weights run alone"), name == "llama-ct-w8a8", "{err}");
+    }
+}
+
+#[test]
+fn float_formats_are_listed_and_refused_by_name() {
+    for (name, format) in [
+        ("llama-ct-fp8-dynamic", "compressed-tensors float-quantized"),
+        ("llama-ct-nvfp4a16", "compressed-tensors nvfp4-pack-quantized"),
+        ("llama-ct-mxfp4a16", "compressed-tensors mxfp4-pack-quantized"),
+    ] {
+        let path = fixture(name);
+        let dir = path.to_str().unwrap();
+        let (text, _) = ok(&["inspect", dir]);
+        assert!(text.contains(&format!("it will not run: its {format} weights are not read")), "{text}");
+        assert!(text.contains("layers.*.mlp.down_proj x2  [256, 128]") && text.contains("not read"), "{text}");
+        let v = json(&["inspect", dir, "--json"]);
+        let down = v["modules"].as_array().unwrap().iter().find(|m| m["module"] == "model.layers.0.mlp.down_proj").unwrap();
+        assert_eq!((down["format"].as_str(), down["kernel"].as_str()), (Some(format), Some("none")));
+        let e = error(&["run", dir, "--prompt", "the king", "--max-tokens", "1"]);
+        assert!(e.contains(&format!("found {format} weights")) && e.contains("pack-quantized or int-quantized"), "{e}");
     }
 }

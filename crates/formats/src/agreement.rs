@@ -1,8 +1,11 @@
 //! Whether a module is quantized as its config says. The tensors decide; a config that says otherwise is worth a warning.
 
+use crate::selection::Says;
 use crate::warning::{WarningKind, Warnings};
 use crate::{FormatError, QuantConfig};
 use std::collections::BTreeSet;
+
+const DENSE: &str = "a module is dense though the quantization config does not leave it out: its tensors are followed";
 
 /// What the names of a checkpoint's tensors tell about which kinds of modules are quantized.
 #[derive(Debug)]
@@ -12,8 +15,8 @@ pub(crate) struct Agreement {
 }
 
 impl Agreement {
-    pub(crate) fn new(tensors: &[&str]) -> Self {
-        Self { kinds: tensors.iter().filter_map(|t| t.strip_suffix(".qweight")).map(kind).collect() }
+    pub(crate) fn new(quantized: &[String]) -> Self {
+        Self { kinds: quantized.iter().map(|m| kind(m)).collect() }
     }
 
     /// Warns when `module` is quantized against the config, or dense against it.
@@ -28,20 +31,25 @@ impl Agreement {
             warn(&format!("{message}: its tensors show it {}", if quantized { "quantized" } else { "dense" }));
         }
         let skipped = rules.for_tensors(false).is_some();
-        let included = rules.for_tensors(true).is_some();
+        let says = config.selection.says(module);
+        let included = rules.for_tensors(true).is_some() || (matches!(says, Says::Quantized | Says::Linear) && !skipped);
         if quantized {
-            if skipped && !included {
+            if let (Says::Dense(key), false) = (says, rules.for_tensors(true).is_some()) {
+                warn(&format!("`{key}` leaves a module dense, but it is quantized: its tensors are followed"));
+            } else if skipped && !included {
                 warn("a rule of `dynamic` leaves a module dense, but it is quantized: its tensors are followed");
             } else if head && !config.lm_head && !included {
                 warn("`lm_head` is false in the quantization config, but the head is quantized: its tensors are followed");
             } else if !head && !config.modules.is_empty() && !listed && !included {
                 warn("a quantized module is not in `modules_in_block_to_quantize`: its tensors are followed");
             }
-        } else if !skipped {
-            if head && config.lm_head {
+        } else if !skipped && !matches!(says, Says::Dense(_)) {
+            if says == Says::Quantized {
+                warn(DENSE);
+            } else if head && config.lm_head {
                 warn("`lm_head` is true in the quantization config, but the head is dense: its tensors are followed");
             } else if !head && (listed || (config.modules.is_empty() && self.kinds.contains(&kind(module)))) {
-                warn("a module is dense though the quantization config does not leave it out: its tensors are followed");
+                warn(DENSE);
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! A model folder: its configs, its tensors, and the account of what was read.
 
-use crate::gptq::Module;
+use crate::module::Module;
 use crate::store::Store;
 use crate::warning::{Warning, Warnings};
 use crate::{FormatError, ModuleReport, QuantConfig, Source, TensorInfo, agreement, config_files, report, shards};
@@ -102,11 +102,12 @@ impl Checkpoint {
         let shards = shards::open(&store, &warnings)?;
         let entry = |(name, (shard, info))| (name, Entry { shard, info, read: AtomicBool::new(false) });
         let tensors: BTreeMap<String, Entry> = shards.tensors.into_iter().map(entry).collect();
-        let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
-        let agreement = agreement::Agreement::new(&names);
+        let quantized = tensors.iter().filter_map(|(n, e)| quantized_module(n, &e.info)).map(String::from);
+        let agreement = agreement::Agreement::new(&quantized.collect::<Vec<_>>());
         if let Some(config) = &quantization {
             let linear: Vec<&str> = tensors.iter().filter_map(|(n, e)| linear_module(n, &e.info)).collect();
             config.dynamic.warn_unmatched(&linear, &warnings)?;
+            config.selection.warn_unmatched(&linear, &warnings);
         }
         Ok(Self { name, store, sources: shards.sources, tensors, config, generation_config, quantization, agreement, warnings })
     }
@@ -171,9 +172,26 @@ impl Checkpoint {
         self.tensors.values().map(|e| e.info.bytes as u64).sum()
     }
 
-    /// Prefixes that have a `.qweight`, sorted.
+    /// Modules whose tensors are those of a quantized one, sorted.
     pub fn quantized_modules(&self) -> Vec<String> {
-        self.tensors.keys().filter_map(|n| n.strip_suffix(".qweight")).map(String::from).collect()
+        let mut names: Vec<&str> = self.tensors.iter().filter_map(|(n, e)| quantized_module(n, &e.info)).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.into_iter().map(String::from).collect()
+    }
+
+    /// Whether a module has tensors of a quantized one.
+    pub fn has_codes(&self, module: &str) -> bool {
+        self.codes_of(module).is_ok()
+    }
+
+    /// The tensor that holds the codes of a quantized module.
+    pub(crate) fn codes_of(&self, module: &str) -> Result<Tensor<'_>, FormatError> {
+        let quantized = |part: &&str| {
+            self.info(&format!("{module}.{part}")).is_some_and(|i| quantized_module(&format!("{module}.{part}"), i).is_some())
+        };
+        let part = ["qweight", "weight_packed", "weight"].into_iter().find(quantized).unwrap_or("qweight");
+        self.need(&format!("{module}.{part}"))
     }
 
     /// What a reader should know, found while opening and while reading. The order does not depend on threads.
@@ -215,19 +233,21 @@ impl Checkpoint {
     /// Whether a linear module is quantized: its tensors decide, and a quantization config that says otherwise is a warning.
     ///
     /// # Errors
-    /// [`FormatError::Tensor`] if the module has both forms or neither.
+    /// [`FormatError::Tensor`] if the module has two forms or none.
     pub fn is_quantized(&self, module: &str) -> Result<bool, FormatError> {
-        let [qweight, weight] = [format!("{module}.qweight"), format!("{module}.weight")];
-        let quantized = match (self.find(&qweight), self.find(&weight)) {
-            (Some(_), None) => true,
-            (None, Some(_)) => false,
-            (Some(_), Some(dense)) => {
-                let remedy = "remove one of the two, or write the folder again";
-                return Err(dense.wrong(format!("either `{qweight}` or `{weight}`"), "both", remedy));
-            }
-            (None, None) => {
+        let forms = ["qweight", "weight_packed", "weight"].map(|part| format!("{module}.{part}"));
+        let found: Vec<Tensor<'_>> = forms.iter().filter_map(|name| self.find(name)).collect();
+        let quantized = match found.as_slice() {
+            [one] => quantized_module(one.name, one.info).is_some(),
+            [] => {
                 let remedy = "the folder is incomplete, or its architecture names this module otherwise";
-                return Err(FormatError::tensor(&self.store.display(), module, format!("`{qweight}` or `{weight}`"), "neither", remedy));
+                let [qweight, packed, weight] = forms;
+                let expected = format!("`{qweight}`, `{packed}` or `{weight}`");
+                return Err(FormatError::tensor(&self.store.display(), module, expected, "none of them", remedy));
+            }
+            [first, .., last] => {
+                let remedy = "remove one of the two, or write the folder again";
+                return Err(last.wrong(format!("either `{}` or `{}`", first.name, last.name), "both", remedy));
             }
         };
         if let Some(config) = &self.quantization {
@@ -303,9 +323,16 @@ impl Checkpoint {
     }
 }
 
-/// The module that a tensor makes linear: it has a `qweight`, or a `weight` of two dimensions.
+/// The module whose codes a tensor holds: packed, or a `weight` of a type that no dense one has.
+fn quantized_module<'a>(name: &'a str, info: &TensorInfo) -> Option<&'a str> {
+    let codes = matches!(info.dtype, DType::I8 | DType::F8E4M3 | DType::F8E5M2) && info.shape.len() == 2;
+    let packed = name.strip_suffix(".qweight").or_else(|| name.strip_suffix(".weight_packed"));
+    packed.or_else(|| name.strip_suffix(".weight").filter(|_| codes))
+}
+
+/// The module that a tensor makes linear: its codes, or a `weight` of two dimensions.
 fn linear_module<'a>(name: &'a str, info: &TensorInfo) -> Option<&'a str> {
-    name.strip_suffix(".qweight").or_else(|| name.strip_suffix(".weight").filter(|_| info.shape.len() == 2))
+    quantized_module(name, info).or_else(|| name.strip_suffix(".weight").filter(|_| info.shape.len() == 2))
 }
 
 /// A tensor of the checkpoint.
@@ -349,6 +376,19 @@ impl Tensor<'_> {
     pub(crate) fn read_range(&self, start: usize, out: &mut [u8]) -> Result<(), FormatError> {
         debug_assert!(start + out.len() <= self.info.bytes);
         self.source.read_at(self.info.offset + start as u64, out)
+    }
+
+    /// Reads rows of `row` bytes in strips of about 1 MiB, each of a multiple of `step` rows but perhaps the last; `take`
+    /// gets the index of the first row and the bytes.
+    pub(crate) fn read_strips(&self, row: usize, step: usize, mut take: impl FnMut(usize, &[u8])) -> Result<(), FormatError> {
+        let rows = ((1 << 20) / row / step).max(1) * step;
+        let mut bytes = vec![0; self.info.bytes.min(rows * row)];
+        for start in (0..self.info.bytes).step_by(rows * row) {
+            let strip = bytes.len().min(self.info.bytes - start);
+            self.source.read_at(self.info.offset + start as u64, &mut bytes[..strip])?;
+            take(start / row, &bytes[..strip]);
+        }
+        Ok(())
     }
 
     /// Reads elements straight into their vector; `from_le` turns each into the machine's byte order.

@@ -26,6 +26,8 @@ pub enum ZeroDialect {
     V1Legacy,
     /// As they are.
     V2,
+    /// Not at all: every zero point is the midpoint.
+    Absent,
 }
 
 impl fmt::Display for ZeroDialect {
@@ -36,6 +38,7 @@ impl fmt::Display for ZeroDialect {
             ZeroDialect::V1Modulo => "v1: less one modulo 8",
             ZeroDialect::V1Legacy => "v1: legacy 3-bit constants, undone",
             ZeroDialect::V2 => "v2: stored as they are",
+            ZeroDialect::Absent => "not stored",
         })
     }
 }
@@ -49,6 +52,8 @@ pub enum Evidence {
     Writer,
     /// What the config says.
     Config,
+    /// The format, which has one way only.
+    Format,
 }
 
 /// Zero points as stored.
@@ -58,6 +63,8 @@ pub(crate) struct Stored<'a> {
     pub(crate) n: usize,
     pub(crate) bits: u32,
     pub(crate) packing: Packing,
+    /// Bits of the words that the file has (`words` are always filled from them in order).
+    pub(crate) width: u32,
 }
 
 /// Zero points as they are, and how that was found out.
@@ -94,10 +101,24 @@ impl Stored<'_> {
         for (row, words) in out.chunks_exact_mut(self.n).zip(self.words.chunks_exact(per_row)) {
             for (i, run) in row.chunks_mut(32).enumerate() {
                 let base = i * self.bits as usize;
-                self.packing.unpack_run(self.bits, run, |j| words[base + j].wrapping_add(constant(base + j)));
+                self.packing.unpack_run(self.bits, run, |j| self.plus(words, base + j, &constant));
             }
         }
         out
+    }
+
+    /// Word `j` plus its constant, added in words of the width that the file has.
+    fn plus(&self, words: &[u32], j: usize, constant: &impl Fn(usize) -> u32) -> u32 {
+        let (word, ones) = (words[j], constant(j));
+        match self.width {
+            8 => (0..4).fold(0, |w, i| w | (((word >> (8 * i)) as u8).wrapping_add((ones >> (8 * i)) as u8) as u32) << (8 * i)),
+            16 => (word.wrapping_add(ones) & 0xffff) | (word >> 16).wrapping_add(ones >> 16) << 16,
+            64 if j % 2 == 1 => {
+                let (_, carry) = words[j - 1].overflowing_add(constant(j - 1));
+                word.wrapping_add(ones).wrapping_add(u32::from(carry))
+            }
+            _ => word.wrapping_add(ones),
+        }
     }
 
     fn legacy_fields(&self) -> Vec<u8> {
@@ -221,7 +242,7 @@ mod tests {
         let packing = if format == GptqP { Packing::Planar } else { Packing::Continuous };
         let n = words.len() * 32 / bits as usize;
         let writer = (!writer.is_empty()).then(|| Writer::parse(writer));
-        decode(&Stored { words, n, bits, packing }, sym, format, writer.as_ref())
+        decode(&Stored { words, n, bits, packing, width: 32 }, sym, format, writer.as_ref())
     }
 
     fn zeros(d: &Decoded) -> Vec<u16> {
@@ -282,6 +303,28 @@ mod tests {
         assert_eq!(zeros(&read(&[0x7777_76f7], 4, false, Gptq, "auto_gptq:0.7")), [8, 16, 7, 8, 8, 8, 8, 8]);
     }
 
+    /// GPTQModel subtracts whole words of `pack_dtype`, so a borrow stops where that word stops.
+    #[test]
+    fn borrows_in_words_of_other_widths() {
+        let zeros_at = |words: [u32; 2], width| {
+            let stored = Stored { words: &words, n: 16, bits: 4, packing: Packing::Continuous, width };
+            zeros(&decode(&stored, false, Gptq, Some(&Writer::parse("gptqmodel:7.7.0"))))
+        };
+        // Zeros 0, 1, 2 … 15; less one in 0x11 of each byte, 0x1111 of each half, and so on.
+        let z: Vec<u16> = (0..16).map(|i| [0, 1, 2, 3, 0, 5, 6, 7, 8, 0, 10, 11, 12, 13, 14, 15][i]).collect();
+        let raw = z.iter().rev().fold(0u64, |w, &z| w << 4 | u64::from(z));
+        let ones = 0x1111_1111_1111_1111u64;
+        let split = |w: u64| [w as u32, (w >> 32) as u32];
+        assert_eq!(zeros_at(split(raw.wrapping_sub(ones)), 64), z);
+        let pieces = |width: u32| {
+            let mask = u64::MAX >> (64 - width);
+            (0..64 / width).fold(0, |w, i| w | (((raw >> (i * width) & mask).wrapping_sub(ones & mask)) & mask) << (i * width))
+        };
+        for width in [8, 16, 32] {
+            assert_eq!(zeros_at(split(pieces(width)), width), z, "{width}");
+        }
+    }
+
     #[test]
     fn overflow_is_told_from_a_single_wrap() {
         let overflow = read(&[0xffff_fff7], 4, false, Gptq, "");
@@ -320,10 +363,10 @@ mod tests {
 
     #[test]
     fn fields_beyond_the_last_column_are_not_looked_at() {
-        let stored = Stored { words: &[0xffff_7777], n: 4, bits: 4, packing: Packing::Continuous };
+        let stored = Stored { words: &[0xffff_7777], n: 4, bits: 4, packing: Packing::Continuous, width: 32 };
         let d = decode(&stored, true, Gptq, None);
         assert!(d.warnings.is_empty() && d.zeros == Zeros::Midpoint);
-        let stored = Stored { words: &[0xffff_f777], n: 4, bits: 4, packing: Packing::Continuous };
+        let stored = Stored { words: &[0xffff_f777], n: 4, bits: 4, packing: Packing::Continuous, width: 32 };
         assert!(decode(&stored, false, Gptq, None).warnings[0].contains("all ones"));
     }
 }

@@ -8,7 +8,7 @@
 
 use crate::FormatError;
 use crate::json::show;
-use crate::quant_config::{GroupSize, check_bits, check_group_size};
+use crate::quant_config::{GroupSize, check_bits, check_group_size, check_pack_dtype};
 use crate::warning::{WarningKind, Warnings};
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
@@ -203,8 +203,8 @@ fn rule(file: &str, text: &str, value: &Value, warnings: &Warnings) -> Result<Ru
             "group_size" => overrides.group_size = Some(check_group_size(file, &key, value)?),
             "sym" => overrides.sym = Some(boolean()?),
             "desc_act" => overrides.desc_act = Some(boolean()?),
-            "pack_dtype" if value == "int32" => {}
-            "pack_dtype" => return Err(wrong(&key, "`int32`", show(value), "write the checkpoint with 32-bit words")),
+            // The tensors say how wide their words are.
+            "pack_dtype" => drop(check_pack_dtype(file, &key, value)?),
             _ if value.is_null() || HARMLESS.contains(&name.as_str()) => {}
             _ => warnings.about(WarningKind::Rules, format!("the override `{name}` of a rule is not understood and has no effect"), text),
         }
@@ -258,7 +258,7 @@ mod tests {
             (r#"{"a": {"bits": 9}}"#, ["dynamic.a.bits", "found 9"]),
             (r#"{"a": {"group_size": 0}}"#, ["dynamic.a.group_size", "found 0"]),
             (r#"{"a": {"sym": 1}}"#, ["dynamic.a.sym", "true or false, found 1"]),
-            (r#"{"a": {"pack_dtype": "int16"}}"#, ["dynamic.a.pack_dtype", "`int32`"]),
+            (r#"{"a": {"pack_dtype": "int4"}}"#, ["dynamic.a.pack_dtype", "`int32`"]),
         ] {
             let e = read(json).unwrap_err().to_string();
             assert!(parts.iter().all(|p| e.contains(p)) && e.contains("c.json"), "{e}");

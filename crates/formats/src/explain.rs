@@ -86,6 +86,7 @@ impl Evidence {
             Evidence::Data => "data",
             Evidence::Writer => "writer",
             Evidence::Config => "config",
+            Evidence::Format => "format",
         }
     }
 }

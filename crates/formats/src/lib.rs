@@ -1,5 +1,5 @@
 //! Bytes on disk to the vocabulary of Billfish: model folders, safetensors files, quantization configs and their rules,
-//! and the GPTQ layout in all its dialects.
+//! the GPTQ layout in all its dialects, AWQ, compressed-tensors and AutoRound.
 //!
 //! [`Checkpoint`] is the way in: it opens a folder (or files in memory), checks every config and header before any tensor
 //! is believed, and then hands out [`billfish_tensor::DenseTensor`]s and linear modules, quantized or dense as their
@@ -12,7 +12,10 @@
 #![forbid(unsafe_code)]
 
 mod agreement;
+mod awq;
 mod checkpoint;
+mod compressed;
+mod compressed_config;
 mod config_files;
 mod convert;
 mod dialect;
@@ -27,14 +30,18 @@ mod json;
 mod keys;
 pub mod marlin;
 pub mod method;
+mod module;
 mod origin;
 mod quant_config;
 mod report;
 mod safetensors;
+mod selection;
 pub mod shard;
 mod shards;
 mod source;
 mod store;
+mod strips;
+mod targets;
 mod values;
 mod verify;
 mod warning;

@@ -1,8 +1,10 @@
 //! The quantization config of a checkpoint: every key understood, known to be harmless, or listed.
 
+use crate::compressed_config;
 use crate::dynamic::{Dynamic, Match};
 use crate::json::show;
 use crate::keys::{self, Keys};
+use crate::selection::Selection;
 use crate::warning::{WarningKind, Warnings};
 use crate::{FormatError, Writer};
 use billfish_tensor::Packing;
@@ -46,16 +48,38 @@ pub enum CheckpointFormat {
     GptqV2,
     /// `gptq_p`: planar packing, zero points as they are.
     GptqP,
+    /// AWQ's gemm layout: packed along the outputs.
+    AwqGemm,
+    /// compressed-tensors, integer codes in words.
+    PackQuantized,
+    /// compressed-tensors, integer codes in bytes.
+    IntQuantized,
+    /// compressed-tensors, 8-bit floats. Not read.
+    FloatQuantized,
+    /// compressed-tensors, 4-bit floats with 8-bit float scales. Not read.
+    Nvfp4,
+    /// compressed-tensors, 4-bit floats with powers of two as scales. Not read.
+    Mxfp4,
 }
 
 impl CheckpointFormat {
-    /// Its name in a config.
+    /// Its name: that of a config, after the method where that is another than GPTQ.
     pub fn name(self) -> &'static str {
         match self {
             CheckpointFormat::Gptq => "gptq",
             CheckpointFormat::GptqV2 => "gptq_v2",
             CheckpointFormat::GptqP => "gptq_p",
+            CheckpointFormat::AwqGemm => "awq gemm",
+            CheckpointFormat::PackQuantized => "compressed-tensors pack-quantized",
+            CheckpointFormat::IntQuantized => "compressed-tensors int-quantized",
+            CheckpointFormat::FloatQuantized => "compressed-tensors float-quantized",
+            CheckpointFormat::Nvfp4 => "compressed-tensors nvfp4-pack-quantized",
+            CheckpointFormat::Mxfp4 => "compressed-tensors mxfp4-pack-quantized",
         }
+    }
+
+    fn is_gptq(self) -> bool {
+        matches!(self, CheckpointFormat::Gptq | CheckpointFormat::GptqV2 | CheckpointFormat::GptqP)
     }
 
     fn from_name(name: &str) -> Option<Self> {
@@ -108,6 +132,12 @@ pub struct QuantConfig {
     pub modules: Vec<String>,
     /// Per-module rules.
     pub dynamic: Dynamic,
+    /// `pack_dtype`: bits of a word of codes, where the config says so.
+    pub(crate) pack_dtype: Option<u32>,
+    /// The other ways in which a config names modules.
+    pub(crate) selection: Selection,
+    /// Whether codes that do not fill a word were written with unused bits, where the shape does not tell.
+    pub(crate) padded_words: bool,
     raw_desc_act: bool,
 }
 
@@ -115,14 +145,30 @@ impl QuantConfig {
     /// Reads the config of one file. `prefix` is where in the file it stands (`quantization_config.`).
     pub(crate) fn read(file: &str, prefix: &str, map: &Map<String, Value>, warnings: &Warnings) -> Result<Self, FormatError> {
         let mut keys = Keys::new(file, prefix, map);
-        check_method(&mut keys)?;
+        let method = check_method(&mut keys)?;
+        if method == Method::CompressedTensors {
+            return compressed_config::read(file, prefix, keys, warnings);
+        }
+        let mut selection = Selection::default();
+        selection.not_converted(&mut keys)?;
+        if method == Method::AutoRound {
+            selection.extra(file, prefix, &mut keys, warnings)?;
+        }
+        let format = match method {
+            Method::Awq => check_awq(&mut keys)?,
+            Method::AutoRound => check_packing_format(&mut keys, warnings)?,
+            _ => check_format(&mut keys)?,
+        };
         let bits = keys.required(&["bits", "w_bit", "wbits"], "write the width of the codes, such as 4", check_bits)?;
+        if format == CheckpointFormat::AwqGemm && bits != 4 {
+            let remedy = "use a 4-bit checkpoint, or a GPTQ one of this width";
+            return Err(keys.wrong("bits", "4 in the awq gemm layout".into(), bits.to_string(), remedy));
+        }
         let group_size =
             keys.required(&["group_size", "q_group_size"], "write the rows of a group, such as 128, or -1", check_group_size)?;
         let raw_desc_act = keys.optional(&["desc_act"], keys::boolean)?.unwrap_or(false);
-        let format = check_format(&mut keys)?;
         let sym = check_sym(&mut keys, warnings)?;
-        keys.only(&["pack_dtype"], |v| v == "int32", "`int32`", "write the checkpoint with 32-bit words")?;
+        let pack_dtype = keys.optional(&["pack_dtype"], check_pack_dtype)?;
         keys.only(
             &["is_marlin_format"],
             |v| v == false,
@@ -139,7 +185,8 @@ impl QuantConfig {
         };
         keys.warn_of_the_rest(warnings);
         let desc_act = raw_desc_act && group_size != GroupSize::Channel;
-        let config = Self { file: file.into(), bits, group_size, sym, desc_act, format, writer, lm_head, modules, dynamic, raw_desc_act };
+        let base = Scheme { bits, group_size, sym, desc_act, format };
+        let config = Self { writer, lm_head, modules, dynamic, pack_dtype, raw_desc_act, ..Self::new(file, base, selection, false) };
         if config.scheme_of(None).format != format {
             warnings.add(
                 WarningKind::Config,
@@ -147,6 +194,29 @@ impl QuantConfig {
             );
         }
         Ok(config)
+    }
+
+    /// A config that says how modules are quantized, and nothing else.
+    pub(crate) fn new(file: &str, base: Scheme, selection: Selection, padded_words: bool) -> Self {
+        let Scheme { bits, group_size, sym, desc_act, format } = base;
+        let (writer, lm_head, modules, dynamic, pack_dtype) = (None, false, vec![], Dynamic::default(), None);
+        let file = file.into();
+        Self {
+            file,
+            bits,
+            group_size,
+            sym,
+            desc_act,
+            format,
+            writer,
+            lm_head,
+            modules,
+            dynamic,
+            pack_dtype,
+            selection,
+            padded_words,
+            raw_desc_act: desc_act,
+        }
     }
 
     /// Which rules match a module of the checkpoint.
@@ -162,7 +232,11 @@ impl QuantConfig {
     /// # Errors
     /// As [`QuantConfig::rules_for`].
     pub fn scheme(&self, module: &str) -> Result<Scheme, FormatError> {
-        Ok(self.scheme_of(self.rules_for(module)?.for_tensors(true).map(crate::Rule::overrides)))
+        if let Some(scheme) = self.selection.scheme(module) {
+            return Ok(scheme);
+        }
+        let rule = self.rules_for(module)?.for_tensors(true).map(crate::Rule::overrides);
+        Ok(self.scheme_of(rule.or_else(|| self.selection.overrides(module))))
     }
 
     fn scheme_of(&self, over: Option<&crate::Overrides>) -> Scheme {
@@ -175,29 +249,92 @@ impl QuantConfig {
             sym: over.and_then(|o| o.sym).unwrap_or(self.sym),
             // With one group the order of rows means nothing; a rule may have brought the two together.
             desc_act: desc_act && group_size != GroupSize::Channel,
-            format: if matches!(bits, 5..=7) { CheckpointFormat::GptqP } else { self.format },
+            format: if matches!(bits, 5..=7) && self.format.is_gptq() { CheckpointFormat::GptqP } else { self.format },
         }
     }
 }
 
-/// Methods that other programs write and this reader names when it refuses them.
+/// What is read, for messages.
 const READ: &str = "`gptq` (2, 3, 4, 8 bit in the continuous layout; 5, 6, 7 bit, and any width marked gptq_p, in the planar layout)";
 
-fn check_method(keys: &mut Keys<'_>) -> Result<(), FormatError> {
+/// Who describes the checkpoint.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Gptq,
+    Awq,
+    CompressedTensors,
+    AutoRound,
+}
+
+const METHODS: [(&str, Method); 5] = [
+    ("gptq", Method::Gptq),
+    ("awq", Method::Awq),
+    ("compressed-tensors", Method::CompressedTensors),
+    ("auto-round", Method::AutoRound),
+    ("intel/auto-round", Method::AutoRound),
+];
+
+fn check_method(keys: &mut Keys<'_>) -> Result<Method, FormatError> {
+    let read = |file: &str, key: &str, value: &Value| {
+        let found = METHODS.iter().find(|(name, _)| value.as_str().is_some_and(|s| s.eq_ignore_ascii_case(name)));
+        found.map(|(_, method)| *method).ok_or_else(|| {
+            let expected = format!("{READ}, `awq`, `compressed-tensors` or `auto-round`");
+            let remedy = "this quantization method is not read yet; use such a checkpoint of the model or the dense original";
+            FormatError::config(file, key, expected, show(value), remedy)
+        })
+    };
     // Each by itself: the two may differ in case.
-    for name in ["quant_method", "method"] {
-        keys.optional(&[name], |file, key, value| match value.as_str() {
-            Some(s) if s.eq_ignore_ascii_case("gptq") => Ok(()),
-            _ => Err(FormatError::config(
-                file,
-                key,
-                READ,
-                show(value),
-                "this quantization method is not read yet; use a GPTQ checkpoint of the model or the dense original",
-            )),
-        })?;
+    let first = keys.optional(&["quant_method"], read)?;
+    let second = keys.optional(&["method"], read)?;
+    match (first, second) {
+        (Some(a), Some(b)) if a != b => {
+            Err(keys.wrong("method", "the same as `quant_method`".into(), "another method".into(), "remove the wrong one of the two keys"))
+        }
+        (a, b) => Ok(a.or(b).unwrap_or(Method::Gptq)),
     }
-    Ok(())
+}
+
+/// AWQ: every key that names the layout must name the one that is read.
+fn check_awq(keys: &mut Keys<'_>) -> Result<CheckpointFormat, FormatError> {
+    let remedy = "save the checkpoint in AutoAWQ's gemm layout";
+    for name in ["version", "checkpoint_format", "format"] {
+        keys.only(&[name], |v| v.as_str().is_some_and(|s| s.eq_ignore_ascii_case("gemm")), "`gemm`", remedy)?;
+    }
+    let other = |v: &Value| v.as_str().is_some_and(|s| !s.eq_ignore_ascii_case("llm-awq"));
+    keys.only(&["backend"], other, "a backend with the gemm layout, such as `autoawq`", remedy)?;
+    Ok(CheckpointFormat::AwqGemm)
+}
+
+/// AutoRound: which of the other layouts the tensors have.
+fn check_packing_format(keys: &mut Keys<'_>, warnings: &Warnings) -> Result<CheckpointFormat, FormatError> {
+    let read = |file: &str, key: &str, value: &Value| match value.as_str() {
+        Some("auto_round:auto_gptq") => Ok(CheckpointFormat::Gptq),
+        Some("auto_round" | "auto_round:gptqmodel") => Ok(CheckpointFormat::GptqV2),
+        Some("auto_round:auto_awq" | "auto_round:awq") => Ok(CheckpointFormat::AwqGemm),
+        _ => Err(FormatError::config(
+            file,
+            key,
+            "`auto_round:auto_gptq`, `auto_round`, `auto_round:gptqmodel` or `auto_round:auto_awq`",
+            show(value),
+            "export the checkpoint in one of these formats",
+        )),
+    };
+    match keys.optional(&["packing_format"], read)? {
+        Some(format) => Ok(format),
+        None => {
+            let message = "the quantization config does not say `packing_format`: read as auto_round:auto_gptq (zero points less one)";
+            warnings.add(WarningKind::Config, message);
+            Ok(CheckpointFormat::Gptq)
+        }
+    }
+}
+
+/// The width of the words that codes are packed in.
+pub(crate) fn check_pack_dtype(file: &str, key: &str, value: &Value) -> Result<u32, FormatError> {
+    let widths = [("int32", 32), ("int8", 8), ("int16", 16), ("int64", 64)];
+    widths.iter().find(|(name, _)| value == name).map(|(_, width)| *width).ok_or_else(|| {
+        FormatError::config(file, key, "`int8`, `int16`, `int32` or `int64`", show(value), "write the checkpoint with 32-bit words")
+    })
 }
 
 fn check_format(keys: &mut Keys<'_>) -> Result<CheckpointFormat, FormatError> {

@@ -1,8 +1,8 @@
 //! What a quantized module is, for people who inspect a folder. Codes are not read.
 
 use crate::checkpoint::Checkpoint;
-use crate::gptq::Module;
-use crate::{Evidence, FormatError, GroupSize, ZeroDialect};
+use crate::module::Module;
+use crate::{CheckpointFormat, Evidence, FormatError, GroupSize, ZeroDialect};
 use billfish_tensor::{DType, Groups, Packing, Zeros};
 
 /// How the rules of `dynamic` apply to a module.
@@ -28,6 +28,10 @@ impl RuleReport {
 pub struct ModuleReport {
     /// Its name.
     pub module: String,
+    /// The format of its tensors.
+    pub format: CheckpointFormat,
+    /// Why it cannot be read, if it cannot.
+    pub refusal: Option<String>,
     /// K.
     pub in_features: usize,
     /// N.
@@ -71,7 +75,7 @@ impl ModuleReport {
 
 pub(crate) fn describe(checkpoint: &Checkpoint, name: &str) -> Result<ModuleReport, FormatError> {
     let module = Module::find(checkpoint, name, None)?;
-    let decoded = module.zeros()?;
+    let decoded = module.zero_points()?;
     let bias = checkpoint.find(&format!("{name}.bias"));
     let rule = match checkpoint.quantization() {
         Some(config) => {
@@ -85,14 +89,16 @@ pub(crate) fn describe(checkpoint: &Checkpoint, name: &str) -> Result<ModuleRepo
         }
         None => RuleReport { applied: None, in_order: None, negatives_first: None },
     };
-    let tensors = [&module.qweight, &module.qzeros, &module.scales].into_iter().chain(&module.g_idx).chain(&bias);
+    let tensors = [&module.codes, &module.scales].into_iter().chain(&module.zeros).chain(&module.g_idx).chain(&module.others).chain(&bias);
     Ok(ModuleReport {
         module: name.into(),
+        format: module.scheme.format,
+        refusal: module.refusal(),
         in_features: module.k,
         out_features: module.n,
         bits: module.scheme.bits,
         group_size: module.scheme.group_size,
-        groups: module.scales.info.shape[0],
+        groups: module.count,
         sym: module.scheme.sym,
         midpoint: decoded.zeros == Zeros::Midpoint,
         zeros: decoded.dialect,
@@ -102,7 +108,7 @@ pub(crate) fn describe(checkpoint: &Checkpoint, name: &str) -> Result<ModuleRepo
         bias: bias.is_some(),
         rule,
         scales: module.scales.info.dtype,
-        packing: module.scheme.packing(),
+        packing: module.packing(),
         bytes: tensors.map(|t| t.info.bytes as u64).sum(),
     })
 }

@@ -1,9 +1,9 @@
-"""Dequantize every GPTQ module of the fixtures in plain Python and write what tests/fixtures.rs compares against.
+"""Dequantize every integer module of the fixtures in plain Python and write what tests/fixtures.rs compares against.
 
 usage: dequantized.py FIXTURES > dequantized.json        (needs nothing but Python)
 
 For each folder and module: [K, N, crc32, "sum", eight "samples"], floats as text that reads back exactly. The crc32 is over all K*N values, row-major [K, N], as
-little-endian 64-bit floats; every value is an integer times a 16-bit float and therefore exact. Sample i is the value
+little-endian 64-bit floats; every value is an integer times a float of at most 32 bits and therefore exact. Sample i is the value
 at flat index (i * 2654435761 + 12345) mod K*N. The reader below shares nothing with Billfish: it was written from a
 description of the format, for the dialects that the fixtures speak, and agrees with their writer's own dequantization.
 """
@@ -31,7 +31,7 @@ def numbers(t):
     dtype, _, data = t
     if dtype == "BF16":
         return [struct.unpack("<f", b"\0\0" + data[i:i + 2])[0] for i in range(0, len(data), 2)]
-    code = {"I32": "i", "F16": "e", "F32": "f"}[dtype]
+    code = {"I8": "b", "I32": "i", "I64": "q", "F16": "e", "F32": "f"}[dtype]
     return list(struct.unpack(f"<{len(data) // struct.calcsize(code)}{code}", data))
 
 
@@ -87,6 +87,57 @@ def dequantize(t, module, cfg):
     return k, n, out
 
 
+AWQ_COLUMN = (0, 2, 4, 6, 1, 3, 5, 7)  # of each nibble, low to high
+
+
+def awq_row(words):
+    out = []
+    for word in words:
+        block = [0] * 8
+        for nibble, column in enumerate(AWQ_COLUMN):
+            block[column] = word >> (4 * nibble) & 15
+        out += block
+    return out
+
+
+def dequantize_awq(t, module, cfg):
+    qweight, qzeros, scales = (t[f"{module}.{x}"] for x in ("qweight", "qzeros", "scales"))
+    k, per = qweight[1]
+    n, size = 8 * per, cfg["group_size"] if cfg["group_size"] > 0 else k
+    codes, zeros, scale = [w & 0xffffffff for w in numbers(qweight)], [w & 0xffffffff for w in numbers(qzeros)], numbers(scales)
+    out = []
+    for row in range(k):
+        g = row // size
+        pairs = zip(awq_row(codes[row * per:][:per]), awq_row(zeros[g * per:][:per]))
+        out += [(q - z) * scale[g * n + c] for c, (q, z) in enumerate(pairs)]
+    return k, n, out
+
+
+def dequantize_ct(t, module, cfg):
+    """compressed-tensors with one group of modules, symmetric, rows of every tensor are outputs."""
+    (group,) = cfg["config_groups"].values()
+    bits, scales = group["weights"]["num_bits"], t[f"{module}.weight_scale"]
+    if f"{module}.weight_packed" in t:
+        n, k = numbers(t[f"{module}.weight_shape"])
+        words, per = [w & 0xffffffff for w in numbers(t[f"{module}.weight_packed"])], t[f"{module}.weight_packed"][1][1]
+        rows = [[q - (1 << bits - 1) for q in stream(words[r * per:][:per], bits, k)] for r in range(n)]
+    else:
+        n, k = t[f"{module}.weight"][1]
+        values = numbers(t[f"{module}.weight"])
+        rows = [values[r * k:][:k] for r in range(n)]
+    scale, groups = numbers(scales), scales[1][1]
+    size = group["weights"]["group_size"] or k
+    return k, n, [rows[c][row] * scale[c * groups + row // size] for row in range(k) for c in range(n)]
+
+
+READERS = {  # method: the tensor that a module is known by, its reader
+    "gptq": ((".qweight",), dequantize),
+    "awq": ((".qweight",), dequantize_awq),
+    "compressed-tensors": ((".weight_packed", ".weight"), dequantize_ct),
+}
+INTEGERS = ("gptq", "gptq_v2", "gptq_p", "gemm", "pack-quantized", "int-quantized")
+
+
 def main(root):
     result = {}
     for folder in sorted(os.listdir(root)):
@@ -95,12 +146,13 @@ def main(root):
             continue
         cfg = json.load(open(os.path.join(path, "config.json"))).get("quantization_config") or {}
         t = tensors(path)
-        modules = sorted(key[:-len(".qweight")] for key in t if key.endswith(".qweight"))
-        if cfg.get("quant_method") != "gptq" or not modules:
+        if cfg.get("quant_method") not in READERS or cfg.get("format", "gptq") not in INTEGERS:
             continue
+        parts, read = READERS[cfg["quant_method"]]
+        modules = sorted(key[:-len(p)] for p in parts for key in t if key.endswith(p) and t[key][0] in ("I32", "I8"))
         result[folder] = {}
         for module in modules:
-            k, n, w = dequantize(t, module, cfg)
+            k, n, w = read(t, module, cfg)
             crc = zlib.crc32(struct.pack(f"<{len(w)}d", *w))
             samples = [w[(i * 2654435761 + 12345) % len(w)] for i in range(8)]
             result[folder][module] = [k, n, crc, *map(repr, [math.fsum(w), *samples])]

@@ -51,7 +51,9 @@ fn every_quantized_fixture_is_compared() {
         let name = entry.unwrap().file_name().to_string_lossy().into_owned();
         let Ok(config) = std::fs::read_to_string(fixture(&name).join("config.json")) else { continue };
         let config: Value = serde_json::from_str(&config).unwrap();
-        if config["quantization_config"]["quant_method"] == "gptq" {
+        let quantization = &config["quantization_config"];
+        let floats = ["float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized"].iter().any(|f| quantization["format"] == *f);
+        if quantization.is_object() && !floats {
             assert!(expected.contains_key(&name), "fixture {name} is not in dequantized.json: run dequantized.py");
         }
     }
@@ -72,7 +74,13 @@ fn reading_the_fixtures_needs_no_warning_and_leaves_no_tensor() {
                 _ => drop(folder.dense(&tensor, &shape).unwrap()),
             }
         }
-        assert_eq!(folder.warnings(), [], "{name}");
+        let warnings: Vec<String> = folder.warnings().iter().map(ToString::to_string).collect();
+        if name == "llama-ct-w8a8" {
+            let [w] = warnings.as_slice() else { panic!("{warnings:?}") };
+            common::holds(w, &["quantized activations (`input_activations`: 8 bit int, one scale a token)", "the weights run alone"]);
+        } else {
+            assert_eq!(warnings, [""; 0], "{name}");
+        }
         assert_eq!(folder.unread(), [""; 0], "{name}");
     }
 }

@@ -158,7 +158,7 @@ fn types_of_each_tensor() {
 fn values() {
     for (value, found) in [(4u32, "4 at [7]"), (-5i32 as u32, "-5 at [7]")] {
         let e = read_error(|f| f.edit(&format!("{Q}.g_idx"), |t| t.bytes[28..32].copy_from_slice(&value.to_le_bytes())));
-        holds(&e, &[&tensor("g_idx"), "groups below 4, the rows of scales", found]);
+        holds(&e, &[&tensor("g_idx"), "groups below 4, the number of scales a column has", found]);
     }
     for (bits, found) in [(0x7e00u16, "NaN"), (0x7c00, "inf")] {
         let place = 2 * (2 * 128 + 5);
@@ -173,7 +173,7 @@ fn missing_and_doubled_tensors() {
         holds(&read_error(|f| f.remove(&format!("{Q}.{name}"))), &[&tensor(name), "found none of that name", "incomplete"]);
     }
     let e = read_error(|f| f.remove(&format!("{Q}.qweight")));
-    holds(&e, &[&format!("`{Q}.qweight` or `{Q}.weight`, found neither")]);
+    holds(&e, &[&format!("`{Q}.qweight`, `{Q}.weight_packed` or `{Q}.weight`, found none of them")]);
     let e = read_error(|f| f.put(&format!("{Q}.weight"), Tensor::f32(&[1], &[0.0])));
     holds(&e, &[&tensor("weight"), &format!("either `{Q}.qweight` or `{Q}.weight`, found both")]);
     let e = read_error(|f| {
@@ -224,10 +224,11 @@ fn quantization_configs() {
         ("sym", json!("yes"), &["key `sym`", "true or false"]),
         ("zero_point", json!(true), &["key `zero_point`", "false beside sym true"]),
         ("desc_act", json!(1), &["key `desc_act`"]),
-        ("quant_method", json!("awq"), &["found \"awq\"", "`gptq`", "not read yet"]),
+        ("quant_method", json!("fp8"), &["found \"fp8\"", "`gptq`", "`awq`", "`compressed-tensors`", "`auto-round`", "not read yet"]),
+        ("quant_method", json!("awq"), &["key `method`", "the same as `quant_method`"]),
         ("checkpoint_format", json!("marlin"), &["gptq, gptq_v2 or gptq_p", "found \"marlin\"", "2, 3, 4, 8 bit in the continuous layout"]),
         ("format", json!("gptq_v2"), &["key `format`", "expected \"gptq\" as under its other name `checkpoint_format`"]),
-        ("pack_dtype", json!("int64"), &["`int32`, found \"int64\""]),
+        ("pack_dtype", json!("int4"), &["`int32` or `int64`, found \"int4\""]),
         ("is_marlin_format", json!(true), &["marlin layout is not read"]),
         ("dynamic", json!([]), &["key `dynamic`", "an object, found a list of 0"]),
         ("dynamic", json!({"+:(": {}}), &["dynamic.+:(", "a regular expression"]),
@@ -247,9 +248,9 @@ fn quantization_configs() {
 fn methods_that_are_not_read_say_so() {
     let mut folder = Folder::of("llama-w4-sym-g128");
     folder.files.remove("quantize_config.json");
-    folder.json("config.json", r#"{"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {}}}"#);
+    folder.json("config.json", r#"{"quantization_config": {"quant_method": "bitsandbytes", "bits": 4}}"#);
     let e = open_error(&folder.write().0);
-    holds(&e, &["config.json: key `quantization_config.quant_method`", "found \"compressed-tensors\"", "not read yet"]);
+    holds(&e, &["config.json: key `quantization_config.quant_method`", "found \"bitsandbytes\"", "not read yet"]);
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn g_idx_absent_negative_or_wide() {
     folder.remove(&name);
     let (m, w) = q(&folder.write());
     assert_eq!(*m.groups(), Groups::Contiguous { size: 32 });
-    holds(&w, &["`desc_act` is true, but there is no `g_idx`", Q]);
+    holds(&w, &["`desc_act` is set, but there is no `g_idx`", Q]);
     folder.set("desc_act", json!(false));
     assert_eq!(q(&folder.write()).1, "");
 }
@@ -87,7 +87,7 @@ fn g_idx_wins_over_desc_act() {
     folder.set("desc_act", json!(false));
     let (m, w) = q(&folder.write());
     assert!(matches!(m.groups(), Groups::Index { count: 4, .. }));
-    holds(&w, &["`desc_act` is false, but `g_idx`"]);
+    holds(&w, &["`desc_act` is not set, but `g_idx`"]);
 }
 
 /// K = 40 with groups of 16: the last has 8 rows. Also N = 4, half a word of zero points.

@@ -62,6 +62,11 @@ fn a_folder_equals_itself() {
             continue;
         }
         let [a, b] = [0, 1].map(|_| Checkpoint::open(&path).unwrap());
+        // codes that are floats have no matrix yet: nothing is compared rather than bytes
+        if ["fp8", "nvfp4", "mxfp4"].iter().any(|f| a.name().contains(f)) {
+            assert!(verify(&a, &b, &mut |_, _| ()).unwrap_err().to_string().contains("weights as integer codes"));
+            continue;
+        }
         let c = verified(&a, &b);
         assert!(c.equal() && c.hashes[0] == c.hashes[1] && c.hashes[0].len() == 64, "{path:?}");
         assert!(c.encodings.is_empty() && c.largest.is_none() && c.differences.is_empty() && c.weights > 1000);

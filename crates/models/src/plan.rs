@@ -90,7 +90,7 @@ impl LayerPlan {
 /// Whether the head is a module of its own. A quantized head of a tied model is what its writer meant; a dense one is a
 /// copy of the embedding.
 pub(crate) fn has_own_head(c: &DecoderConfig, checkpoint: &Checkpoint) -> bool {
-    !c.tie_word_embeddings || checkpoint.info(&format!("{HEAD}.qweight")).is_some()
+    !c.tie_word_embeddings || checkpoint.has_codes(HEAD)
 }
 
 /// Tables that old checkpoints carry and every reader computes anew.

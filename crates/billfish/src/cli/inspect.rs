@@ -58,7 +58,7 @@ fn quantized(report: &ModuleReport) -> Module {
     };
     let sym = if report.sym { "sym" } else { "asym" };
     let order = if report.act_order { "act-order" } else { "plain" };
-    let scheme = format!(
+    let integers = format!(
         "{}-bit, {group}, {sym}, zeros {} ({}), {order}, {} scales{}{}",
         report.bits,
         report.zeros,
@@ -67,6 +67,10 @@ fn quantized(report: &ModuleReport) -> Module {
         if report.bias { ", bias" } else { "" },
         rule_words(&report.rule)
     );
+    let (scheme, kernel) = match &report.refusal {
+        Some(_) => (format!("{}-bit {}, {} scales, not read", report.bits, report.format.name(), report.scales), "none"),
+        None => (integers, kernel_name(report.bits)),
+    };
     let group_size: i64 = match report.group_size {
         billfish_formats::GroupSize::Channel => -1,
         billfish_formats::GroupSize::Rows(g) => g as i64,
@@ -93,17 +97,11 @@ fn quantized(report: &ModuleReport) -> Module {
         "dynamic_rule_gptqmodel": report.rule.negatives_first,
         "bytes": report.bytes,
         "bits_per_weight": report.bits_per_weight(),
-        "kernel": kernel_name(report.bits),
+        "format": report.format.name(),
+        "refused": report.refusal,
+        "kernel": kernel,
     });
-    Module {
-        name: report.module.clone(),
-        k: report.in_features,
-        n: report.out_features,
-        bytes: report.bytes,
-        scheme,
-        kernel: kernel_name(report.bits),
-        json,
-    }
+    Module { name: report.module.clone(), k: report.in_features, n: report.out_features, bytes: report.bytes, scheme, kernel, json }
 }
 
 /// A dense matrix: a linear module or the embedding.
@@ -152,8 +150,11 @@ fn report(c: &Checkpoint) -> Result<Report> {
     let mut modules = vec![];
     let packed: BTreeSet<String> = c.quantized_modules().into_iter().collect();
     let mut parameters = 0;
+    let mut refused = BTreeSet::new();
     for name in &packed {
-        let m = quantized(&c.describe(name)?);
+        let described = c.describe(name)?;
+        refused.extend(described.refusal.clone());
+        let m = quantized(&described);
         parameters += (m.k * m.n) as u64;
         modules.push(m);
     }
@@ -191,6 +192,7 @@ fn report(c: &Checkpoint) -> Result<Report> {
     if let Err(e) = &config {
         warnings.push(format!("it will not run: {e}"));
     }
+    warnings.extend(refused.iter().map(|what| format!("it will not run: its {what} are not read")));
     Ok(Report { modules, parameters, config, warnings })
 }
 

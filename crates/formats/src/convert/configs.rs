@@ -38,7 +38,7 @@ pub(super) fn quantization(source: &Checkpoint, modules: &[Module], target: Targ
     let mut dynamic = Map::new();
     let kinds: BTreeSet<String> = modules.iter().map(|m| kind(&m.report.module)).collect();
     for tensor in source.tensor_names() {
-        if let Some(module) = tensor.strip_suffix(".weight").filter(|m| kinds.contains(&kind(m))) {
+        if let Some(module) = tensor.strip_suffix(".weight").filter(|m| kinds.contains(&kind(m)) && !source.has_codes(m)) {
             dynamic.insert(format!("-:{}", exactly(module)), json!({}));
         }
     }

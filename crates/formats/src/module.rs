@@ -1,0 +1,290 @@
+//! One quantized module, whatever its layout: its tensors, found and checked, and the matrix that they make.
+
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::dialect::{Decoded, Evidence, ZeroDialect};
+use crate::warning::WarningKind;
+use crate::{CheckpointFormat, FormatError, QuantConfig, Scheme, awq, compressed, gptq};
+use billfish_tensor::{Codes, DType, Groups, Packing, QuantMatrix, ScaleValues, TensorError, Zeros};
+use half::{bf16, f16};
+
+/// Remedy when sizes do not fit together.
+pub(crate) const SIZES: &str =
+    "check bits, group_size and the rules of the quantization config against the tensors, or download the shard again";
+
+/// How the codes of a module are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Words of this many bits down the rows.
+    Gptq(u32),
+    /// 32-bit words along the columns, eight columns interleaved in each.
+    Awq,
+    /// Each output's codes in words of their own: one bit stream.
+    Stream,
+    /// The same, with as many whole codes in a word as fit and the rest of it unused.
+    Padded,
+    /// Signed bytes, `[N, K]`.
+    Bytes,
+    /// Codes that are not integers.
+    Floats,
+}
+
+impl Layout {
+    /// Whether rows of tensors are outputs, so that scales stand `[N, groups]`.
+    pub(crate) fn outputs_first(self) -> bool {
+        !matches!(self, Layout::Gptq(_) | Layout::Awq)
+    }
+}
+
+/// A module whose tensors have been found and whose shapes fit together.
+pub(crate) struct Module<'a> {
+    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) config: &'a QuantConfig,
+    pub(crate) name: &'a str,
+    pub(crate) scheme: Scheme,
+    pub(crate) layout: Layout,
+    pub(crate) k: usize,
+    pub(crate) n: usize,
+    pub(crate) codes: Tensor<'a>,
+    pub(crate) zeros: Option<Tensor<'a>>,
+    pub(crate) scales: Tensor<'a>,
+    pub(crate) g_idx: Option<Tensor<'a>>,
+    /// Tensors that hold no number of the weight: its shape, scales of activations.
+    pub(crate) others: Vec<Tensor<'a>>,
+    pub(crate) count: usize,
+    pub(crate) groups: Groups,
+}
+
+impl<'a> Module<'a> {
+    /// Finds module `name`, of `[k, n]` (read off the tensors when `None`), and checks every shape and type.
+    pub(crate) fn find(checkpoint: &'a Checkpoint, name: &'a str, size: Option<(usize, usize)>) -> Result<Self, FormatError> {
+        let Some(config) = checkpoint.quantization() else {
+            let codes = checkpoint.codes_of(name)?;
+            let remedy = "add quantize_config.json, or `quantization_config` in config.json, with bits and group_size";
+            return Err(codes.wrong("a quantization config beside a quantized tensor", "none", remedy));
+        };
+        let scheme = config.scheme(name)?;
+        match scheme.format {
+            CheckpointFormat::Gptq | CheckpointFormat::GptqV2 | CheckpointFormat::GptqP => {
+                gptq::find(checkpoint, config, name, scheme, size)
+            }
+            CheckpointFormat::AwqGemm => awq::find(checkpoint, config, name, scheme, size),
+            _ => compressed::find(checkpoint, config, name, scheme, size),
+        }
+    }
+
+    /// Reads `g_idx` and keeps it only when it says more than `k / group_size`.
+    pub(crate) fn find_groups(&mut self) -> Result<(), FormatError> {
+        let Scheme { group_size, desc_act, .. } = self.scheme;
+        let (size, count) = (group_size.rows(self.k), self.count);
+        let expected = self.k.div_ceil(size);
+        let index = match &self.g_idx {
+            Some(tensor) => Some(read_index(tensor, self.k, count)?),
+            None => None,
+        };
+        self.groups = Groups::Contiguous { size };
+        let key = if self.layout.outputs_first() { "actorder" } else { "desc_act" };
+        match index {
+            Some(index) if count != expected || index.iter().enumerate().any(|(k, &g)| g as usize != k / size) => {
+                if !desc_act {
+                    self.warn(&format!("`{key}` is not set, but `g_idx` reorders the rows or groups them otherwise: `g_idx` is followed"));
+                }
+                self.groups = Groups::Index { g_idx: index, count };
+            }
+            _ if count != expected => return Err(self.wrong_scales(expected)),
+            None if desc_act => self.warn(&format!("`{key}` is set, but there is no `g_idx`: rows are grouped in the order they stand")),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn wrong_scales(&self, expected: usize) -> FormatError {
+        let shape = if self.layout.outputs_first() { [self.n, expected] } else { [expected, self.n] };
+        let expected = format!("shape {shape:?} (group_size {})", self.scheme.group_size);
+        self.scales.wrong(expected, format!("shape {:?}", self.scales.info.shape), SIZES)
+    }
+
+    /// True zero points and how they were stored.
+    pub(crate) fn zero_points(&self) -> Result<Decoded, FormatError> {
+        let decoded = match (&self.zeros, self.layout) {
+            (Some(tensor), Layout::Gptq(width)) => gptq::zeros(self, tensor, width)?,
+            (Some(tensor), Layout::Awq) => self.plain(awq::zeros(self, tensor)?),
+            (Some(tensor), _) => self.plain(compressed::zeros(self, tensor)?),
+            (None, _) => Decoded {
+                zeros: Zeros::Midpoint,
+                dialect: ZeroDialect::Absent,
+                evidence: Evidence::Format,
+                reason: "symmetric, none stored".into(),
+                warnings: vec![],
+            },
+        };
+        decoded.warnings.iter().for_each(|w| self.warn(w));
+        Ok(decoded)
+    }
+
+    /// Zero points of a format that stores them as they are.
+    fn plain(&self, zeros: Vec<u16>) -> Decoded {
+        let midpoint = 1 << (self.scheme.bits - 1);
+        let all = zeros.iter().all(|&z| z == midpoint);
+        let odd = "the config calls the module symmetric, but its zero points are not the midpoint: the stored ones are used";
+        Decoded {
+            zeros: if all { Zeros::Midpoint } else { Zeros::PerGroup(zeros) },
+            dialect: ZeroDialect::V2,
+            evidence: Evidence::Format,
+            reason: "the format has no other".into(),
+            warnings: if self.scheme.sym && !all { vec![odd] } else { vec![] },
+        }
+    }
+
+    /// Reads everything.
+    pub(crate) fn read(self, bias: Option<Vec<f32>>) -> Result<QuantMatrix, FormatError> {
+        if let Some(why) = self.refusal() {
+            let expected = "weights as integer codes (GPTQ, AWQ gemm, compressed-tensors pack-quantized or int-quantized)";
+            return Err(self.codes.wrong(expected, why, "use a checkpoint of the model in one of these formats, or the dense original"));
+        }
+        let zeros = self.zero_points()?.zeros;
+        let scales = self.read_scales()?;
+        let codes = match self.layout {
+            Layout::Gptq(width) => gptq::codes(&self, width)?,
+            Layout::Awq => awq::codes(&self)?,
+            _ => compressed::codes(&self)?,
+        };
+        for tensor in [&self.codes, &self.scales].into_iter().chain(&self.zeros).chain(&self.g_idx).chain(&self.others) {
+            tensor.mark_read();
+        }
+        let groups = self.groups.clone();
+        QuantMatrix::new(self.k, self.n, self.scheme.bits, codes, scales, zeros, groups, bias).map_err(|e| self.explain(e))
+    }
+
+    /// Why the module is not read, if it is not.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        (self.layout == Layout::Floats).then(|| format!("{} weights", self.scheme.format.name()))
+    }
+
+    /// How the codes are packed once read.
+    pub(crate) fn packing(&self) -> Packing {
+        self.scheme.packing()
+    }
+
+    pub(crate) fn warn(&self, message: &str) {
+        self.checkpoint.warnings.about(WarningKind::Tensors, message, self.name);
+    }
+
+    /// Scales as `[groups, N]`.
+    fn read_scales(&self) -> Result<ScaleValues, FormatError> {
+        let (n, count) = (self.n, self.count);
+        let turn = self.layout.outputs_first();
+        Ok(match read_scales(&self.scales)? {
+            ScaleValues::F16(v) if turn => ScaleValues::F16(turned(&v, n, count)),
+            ScaleValues::BF16(v) if turn => ScaleValues::BF16(turned(&v, n, count)),
+            ScaleValues::F32(v) if turn => ScaleValues::F32(turned(&v, n, count)),
+            scales => scales,
+        })
+    }
+
+    /// Names the file and the tensor behind a matrix that does not fit together.
+    fn explain(&self, error: TensorError) -> FormatError {
+        let (n, turn) = (self.n, self.layout.outputs_first());
+        let (part, expected, found) = match error {
+            TensorError::Length { part, expected, found } => (part, format!("{expected} elements"), format!("{found}")),
+            TensorError::Value { part, index, expected, found } => {
+                let place = match (part, turn) {
+                    // One scale of the whole matrix was spread over its columns.
+                    ("scales", true) if self.scales.info.shape.iter().product::<usize>() == 1 => "[0]".into(),
+                    ("scales" | "zeros", true) => format!("[{}, {}]", index % n, index / n),
+                    ("scales" | "zeros", false) => format!("[{}, {}]", index / n, index % n),
+                    _ => format!("[{index}]"),
+                };
+                (part, expected, format!("{found} at {place}"))
+            }
+            TensorError::Size { what, expected, found } => (what, expected, found),
+        };
+        let bias = self.checkpoint.find(&format!("{}.bias", self.name));
+        let tensor = match part {
+            "scales" => Some(&self.scales),
+            "zeros" => self.zeros.as_ref(),
+            "g_idx" => self.g_idx.as_ref(),
+            "bias" => bias.as_ref(),
+            _ => None,
+        };
+        tensor.unwrap_or(&self.codes).wrong(expected, found, crate::error::DAMAGED)
+    }
+}
+
+/// `[n, count]` as `[count, n]`; a single value is spread.
+fn turned<T: Copy>(v: &[T], n: usize, count: usize) -> Vec<T> {
+    match v {
+        [one] => vec![*one; n * count],
+        _ => (0..n * count).map(|i| v[i % n * count + i / n]).collect(),
+    }
+}
+
+/// Checks the size that codes are to be read for.
+pub(crate) fn check_size(codes: &Tensor<'_>, k: usize, n: usize) -> Result<(), FormatError> {
+    if k == 0 || n == 0 {
+        return Err(codes.wrong("at least one row and one column", format!("[{k}, {n}]"), SIZES));
+    }
+    Ok(())
+}
+
+/// The two dimensions of a tensor.
+pub(crate) fn two_dimensions(tensor: &Tensor<'_>) -> Result<[usize; 2], FormatError> {
+    match tensor.info.shape[..] {
+        [a, b] => Ok([a, b]),
+        _ => Err(tensor.wrong("two dimensions", format!("shape {:?}", tensor.info.shape), SIZES)),
+    }
+}
+
+/// An error about the shape of a tensor.
+pub(crate) fn wrong_shape(tensor: &Tensor<'_>, expected: &[usize], why: &str) -> FormatError {
+    tensor.wrong(format!("shape {expected:?} ({why})"), format!("shape {:?}", tensor.info.shape), SIZES)
+}
+
+/// The types that scales may have.
+pub(crate) const SCALES: [DType; 3] = [DType::F16, DType::BF16, DType::F32];
+
+/// The reading of words of `[rows, words]` as fields along each row: `[rows, n]`.
+pub(crate) fn fields(words: &[u32], n: usize, bits: u32, packing: Packing) -> Vec<u8> {
+    let per_row = packing.words(bits, n);
+    let mut out = vec![0; words.len() / per_row * n];
+    for (row, words) in out.chunks_exact_mut(n).zip(words.chunks_exact(per_row)) {
+        for (i, run) in row.chunks_mut(32).enumerate() {
+            packing.unpack_run(bits, run, |j| words[i * bits as usize + j]);
+        }
+    }
+    out
+}
+
+/// Codes whose words are already as the vocabulary has them.
+pub(crate) fn words(words: Vec<u32>, packing: Packing) -> Codes {
+    Codes::Words { words, packing }
+}
+
+/// `g_idx` as groups below `count`. Negative entries count from the end, as some writers leave them.
+fn read_index(tensor: &Tensor<'_>, k: usize, count: usize) -> Result<Vec<u32>, FormatError> {
+    tensor.check_dtype(&[DType::I32, DType::I64])?;
+    if tensor.info.shape != [k] {
+        return Err(tensor.wrong(format!("shape [{k}]"), format!("shape {:?}", tensor.info.shape), SIZES));
+    }
+    let values: Vec<i64> = if tensor.info.dtype == DType::I64 {
+        tensor.read_elements(i64::from_le)?
+    } else {
+        tensor.read_elements(i32::from_le)?.into_iter().map(i64::from).collect()
+    };
+    let group = |(row, value): (usize, i64)| {
+        let g = if value < 0 { value.saturating_add_unsigned(count as u64) } else { value };
+        let inside = usize::try_from(g).is_ok_and(|g| g < count);
+        u32::try_from(g).ok().filter(|_| inside).ok_or_else(|| {
+            let remedy = "the file is damaged, or its scales are those of another group size; download or write it again";
+            tensor.wrong(format!("groups below {count}, the number of scales a column has"), format!("{value} at [{row}]"), remedy)
+        })
+    };
+    values.into_iter().enumerate().map(group).collect()
+}
+
+fn read_scales(tensor: &Tensor<'_>) -> Result<ScaleValues, FormatError> {
+    Ok(match tensor.info.dtype {
+        DType::F16 => ScaleValues::F16(tensor.read_elements(|v: f16| f16::from_bits(u16::from_le(v.to_bits())))?),
+        DType::BF16 => ScaleValues::BF16(tensor.read_elements(|v: bf16| bf16::from_bits(u16::from_le(v.to_bits())))?),
+        _ => ScaleValues::F32(tensor.read_elements(|v: f32| f32::from_bits(u32::from_le(v.to_bits())))?),
+    })
+}
