@@ -64,10 +64,11 @@ fn files() -> Vec<File> {
         for entry in entries {
             let name = entry.file_name().unwrap().to_string_lossy();
             let path = format!("{path}{name}");
-            if entry.is_file() {
+            // in a linked worktree `.git` is a file that names another folder
+            if entry.is_file() && name != ".git" {
                 // what is no UTF-8 is no text
                 out.extend(fs::read_to_string(&entry).ok().map(|text| File { path, text }));
-            } else if deep && name != "target" {
+            } else if entry.is_dir() && deep && name != "target" {
                 walk(&entry, &format!("{path}/"), true, out);
             }
         }
