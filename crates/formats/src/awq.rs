@@ -23,6 +23,10 @@ pub(crate) fn find<'a>(
         tensor.check_dtype(&[DType::I32, DType::U32])?;
     }
     scales.check_dtype(&SCALES)?;
+    if scheme.bits != 4 {
+        let remedy = "correct the rule of the quantization config that names the module";
+        return Err(qweight.wrong("4 bit in the awq gemm layout", format!("{} bit in the quantization config", scheme.bits), remedy));
+    }
     let (k, n) = match size {
         Some(size) => size,
         None => two_dimensions(&qweight).map(|[k, words]| (k, words.saturating_mul(8)))?,

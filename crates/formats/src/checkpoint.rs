@@ -107,7 +107,7 @@ impl Checkpoint {
         if let Some(config) = &quantization {
             let linear: Vec<&str> = tensors.iter().filter_map(|(n, e)| linear_module(n, &e.info)).collect();
             config.dynamic.warn_unmatched(&linear, &warnings)?;
-            config.selection.warn_unmatched(&linear, &warnings);
+            config.selection.warn_unmatched(&config.file, &linear, &warnings)?;
         }
         Ok(Self { name, store, sources: shards.sources, tensors, config, generation_config, quantization, agreement, warnings })
     }

@@ -16,7 +16,7 @@ pub fn quant_config(data: &[u8]) {
     let Ok(config) = QuantConfig::read("fuzz", "", &map, &warnings) else { return };
     drop(config.scheme("model.layers.0.self_attn.q_proj"));
     config.selection.says("model.layers.0.self_attn.q_proj");
-    config.selection.warn_unmatched(&["lm_head", "model.layers.0.mlp.down_proj"], &warnings);
+    drop(config.selection.warn_unmatched("fuzz", &["lm_head", "model.layers.0.mlp.down_proj"], &warnings));
 }
 
 /// The rules of a quantization config, tried on names of modules.

@@ -114,16 +114,21 @@ impl Selection {
     }
 
     /// Warns of every entry that names none of `modules`.
-    pub(crate) fn warn_unmatched(&self, modules: &[&str], warnings: &Warnings) {
+    ///
+    /// # Errors
+    /// An entry that cannot be decided for one of them.
+    pub(crate) fn warn_unmatched(&self, file: &str, modules: &[&str], warnings: &Warnings) -> Result<(), FormatError> {
         let skipped = self.skipped.iter().map(|(t, key)| (t, *key));
         let extra = self.extra.iter().map(|e| (&e.target, "extra_config"));
         let groups = self.groups.iter().flat_map(|(targets, _)| targets).map(|t| (t, "config_groups"));
         for (target, key) in skipped.chain(extra).chain(groups) {
+            modules.iter().try_for_each(|m| target.decide(file, key, m))?;
             if target.names_modules() && !modules.iter().any(|m| target.rank(m).is_some()) {
                 let message = format!("an entry of `{key}` names no module of the checkpoint");
                 warnings.about(WarningKind::Rules, message, &crate::error::clip(target.text()));
             }
         }
+        Ok(())
     }
 }
 

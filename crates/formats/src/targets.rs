@@ -67,6 +67,17 @@ impl Target {
         }
     }
 
+    /// Whether it can be decided if the entry names `module`: a pattern may need too many steps, and then it never ranks.
+    pub(crate) fn decide(&self, file: &str, key: &str, module: &str) -> Result<(), FormatError> {
+        match self {
+            Target::Start(regex, text) | Target::Anywhere(regex, text) => regex.find(module).map(|_| ()).map_err(|e| {
+                let expected = format!("patterns that can be decided for `{module}`");
+                FormatError::config(file, key, expected, format!("`{text}`: {e}"), "simplify the pattern")
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether an entry that matches none of the modules is worth a warning: classes are not known here, and a head may
     /// be the embedding.
     pub(crate) fn names_modules(&self) -> bool {

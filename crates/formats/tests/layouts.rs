@@ -297,6 +297,8 @@ fn awq_configs() {
     }
     holds(&with("backend", json!("llm-awq")), &["key `backend`", "found \"llm-awq\""]);
     holds(&with("bits", json!(8)), &["key `bits`: expected 4 in the awq gemm layout, found 8"]);
+    let e = error(AWQ, |f| f.set("dynamic", json!({r"+:.*q_proj": {"bits": 8}})));
+    holds(&e, &[&format!("tensor `{Q}.qweight`"), "4 bit in the awq gemm layout, found 8 bit in the quantization config"]);
     holds(&with("checkpoint_format", json!("gemv")), &["key `checkpoint_format`", "found \"gemv\""]);
 }
 
@@ -362,6 +364,7 @@ fn compressed_configs() {
     holds(&with("transform_config", json!({"config_groups": {}})), &["transform_config`: expected no transforms"]);
     holds(&with("sparsity_config", json!({"format": "sparse-bitmask"})), &["sparsity_config`: expected no sparsity"]);
     holds(&with("ignore", json!(["re:("])), &["key `quantization_config.ignore`", "a regular expression"]);
+    holds(&with("ignore", json!([r"re:(?=(.*.*)*x)(\w|\.)*\1y"])), &["key `ignore`", "can be decided for `model.", "simplify"]);
     let group = |key: &str, value: Value| {
         let mut weights = json!({"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 32});
         weights[key] = value;

@@ -107,6 +107,8 @@ fn the_same_bytes_however_it_is_run() {
         "mistral-w4-asym-g32",
         "glm4-w4-sym-g32",
         "llama-rope-dynamic-dense",
+        "llama-awq-asym-g32",
+        "llama-ct-w3a16-g32",
     ] {
         let ids = expected(name).ids;
         for activations in Activations::ALL {
