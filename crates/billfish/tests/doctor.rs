@@ -72,6 +72,20 @@ fn zero_points_that_are_labelled_wrong() {
     f.quantization("checkpoint_format", json!("gptq"));
     f.quantization("format", json!("gptq"));
     finds(&f, "warning", &["stored as they are (v2)", "gptq (v1)"]);
+    for (name, label) in [("llama-w2-asym-g32-v2", "gptq"), ("llama-w3-asym-g32", "gptq_v2"), ("llama-w4-asym-g32-v2", "gptq")] {
+        let f = Folder::of(name);
+        let run = |zeros: &str| {
+            common::json(&["run", f.dir(), "--prompt", "Once", "--max-tokens", "6", "--temperature", "0", "--json", "--zeros", zeros])["token_ids"].clone()
+        };
+        let (right, wrong) = if label == "gptq" { ("v2", "v1") } else { ("v1", "v2") };
+        let want = run("auto");
+        f.quantization("checkpoint_format", json!(label));
+        f.quantization("format", json!(label));
+        finds(&f, "warning", &["the weights are centred only as"]);
+        assert!(run("auto") == want && run(right) == want && run(wrong) != want, "{name}");
+        let (code, out, _) = output(billfish(&["doctor", f.dir(), "--zeros", wrong]));
+        assert!(code == 2 && out.contains("as the caller says, but the stored numbers show the other reading"), "{out}");
+    }
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use crate::module::Module;
 use crate::store::Store;
 use crate::warning::{Warning, Warnings};
-use crate::{FormatError, ModuleReport, QuantConfig, Source, TensorInfo, agreement, config_files, report, shards};
+use crate::{
+    CheckpointFormat, FormatError, ModuleReport, QuantConfig, Source, TensorInfo, ZeroLabel, agreement, config_files, report, shards,
+};
 use billfish_tensor::{DType, DenseTensor, QuantMatrix};
 use bytemuck::{AnyBitPattern, NoUninit};
 use serde_json::{Map, Value};
@@ -110,6 +112,22 @@ impl Checkpoint {
             config.selection.warn_unmatched(&config.file, &linear, &warnings)?;
         }
         Ok(Self { name, store, sources: shards.sources, tensors, config, generation_config, quantization, agreement, warnings })
+    }
+
+    /// The same folder with GPTQ zero points read as the caller says, or by their own evidence if `None`. Reading them
+    /// against their evidence is a warning.
+    ///
+    /// # Errors
+    /// [`FormatError::Config`] when the format of the folder leaves no choice.
+    pub fn with_zeros(mut self, label: Option<ZeroLabel>) -> Result<Self, FormatError> {
+        let Some(label) = label else { return Ok(self) };
+        let config = self.quantization.as_mut().filter(|q| matches!(q.format, CheckpointFormat::Gptq | CheckpointFormat::GptqV2));
+        let Some(config) = config else {
+            let (expected, remedy) = ("a folder of format gptq or gptq_v2", "leave the reading of zero points to the folder");
+            return Err(FormatError::config(&self.name, "zeros", expected, "a format that has one reading only", remedy));
+        };
+        config.forced_zeros = Some(label);
+        Ok(self)
     }
 
     pub(crate) fn store(&self) -> &Store {

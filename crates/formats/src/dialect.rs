@@ -1,5 +1,6 @@
 //! Zero points as files store them. The same words mean different zeros in different dialects; this module finds out
 //! which dialect a module speaks (from the data, then from who wrote it, then from the config) and returns true values.
+//! The data are the zero points themselves and, because weights are centred, the mean of `code - zero point`.
 //!
 //! | dialect | stored | read |
 //! |---|---|---|
@@ -9,6 +10,7 @@
 //! | v1, legacy 3 bit | words less constants in the wrong order (GPTQModel up to 6) | the same constants added back |
 //! | v2, planar | z | as stored |
 
+use crate::statistic::Sample;
 use crate::{CheckpointFormat, Writer};
 use billfish_tensor::{Packing, Zeros};
 use std::fmt;
@@ -54,6 +56,33 @@ pub enum Evidence {
     Config,
     /// The format, which has one way only.
     Format,
+}
+
+/// One of the two ways to store a zero point, for a caller who knows better than the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ZeroLabel {
+    /// Less one.
+    V1,
+    /// As it is.
+    V2,
+}
+
+impl fmt::Display for ZeroLabel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == ZeroLabel::V1 { "v1" } else { "v2" })
+    }
+}
+
+/// What is known about a module's zero points beside themselves.
+#[derive(Clone, Copy)]
+pub(crate) struct Clues<'a> {
+    pub(crate) sym: bool,
+    pub(crate) format: CheckpointFormat,
+    pub(crate) writer: Option<&'a Writer>,
+    /// Some of the module's codes.
+    pub(crate) sample: Option<&'a Sample>,
+    /// What the caller says, whatever the rest shows.
+    pub(crate) forced: Option<ZeroLabel>,
 }
 
 /// Zero points as stored.
@@ -133,12 +162,21 @@ impl Stored<'_> {
 }
 
 /// Finds the dialect and returns true zero points.
-pub(crate) fn decode(stored: &Stored<'_>, sym: bool, format: CheckpointFormat, writer: Option<&Writer>) -> Decoded {
+pub(crate) fn decode(stored: &Stored<'_>, clues: &Clues<'_>) -> Decoded {
+    let Clues { sym, format, .. } = *clues;
     let raw = stored.fields(|_| 0);
-    if sym && let Some(found) = symmetric(stored, &raw, format) {
-        return found;
-    }
-    let mut found = asymmetric(stored, &raw, format, writer);
+    let constant = if sym { symmetric(stored, &raw, format) } else { None };
+    let mut found = match (constant, clues.forced) {
+        (Some(found), None) => return found,
+        (Some(shown), Some(forced)) => {
+            let mut found = asymmetric(stored, &raw, clues);
+            if (shown.dialect == ZeroDialect::V2) != (forced == ZeroLabel::V2) {
+                found.warnings.push(FORCED_WRONG);
+            }
+            found
+        }
+        (None, _) => asymmetric(stored, &raw, clues),
+    };
     let midpoint = u16::from(stored.midpoint());
     if let Zeros::PerGroup(z) = &found.zeros
         && z.iter().all(|&z| z == midpoint)
@@ -179,7 +217,56 @@ fn symmetric(stored: &Stored<'_>, raw: &[u8], format: CheckpointFormat) -> Optio
     })
 }
 
-fn asymmetric(stored: &Stored<'_>, raw: &[u8], format: CheckpointFormat, writer: Option<&Writer>) -> Decoded {
+const FORCED_WRONG: &str =
+    "zero points are read as the caller says, but the stored numbers show the other reading: every weight is off by one step";
+const SHOWN_V1: &str = "zero points are labelled v2, but the weights are centred only as v1 (stored less one): read as v1";
+const SHOWN_V2: &str = "zero points are labelled v1, but the weights are centred only as v2 (stored as they are): read as v2";
+
+/// The reading that the caller, the codes or the config choose, in this order.
+fn asymmetric(stored: &Stored<'_>, raw: &[u8], clues: &Clues<'_>) -> Decoded {
+    let declared = if clues.format == CheckpointFormat::Gptq { ZeroLabel::V1 } else { ZeroLabel::V2 };
+    let raw_wide: Vec<u16> = raw.iter().map(|&f| u16::from(f)).collect();
+    let less_one = || less_one(stored, raw, clues.writer);
+    let mut shown = None;
+    if let Some(sample) = clues.sample
+        && let Zeros::PerGroup(v1) = &less_one().zeros
+    {
+        let means = [sample.mean(v1), sample.mean(&raw_wide)];
+        shown = sample.shows(&means).map(|i| ([ZeroLabel::V1, ZeroLabel::V2][i], means[i], means[1 - i]));
+    }
+    let label = clues.forced.or(shown.map(|(label, ..)| label)).unwrap_or(declared);
+    let mut found = match label {
+        ZeroLabel::V1 => less_one(),
+        ZeroLabel::V2 => Decoded {
+            zeros: Zeros::PerGroup(raw_wide),
+            dialect: ZeroDialect::V2,
+            evidence: Evidence::Config,
+            reason: format!("the format is {}", clues.format.name()),
+            warnings: vec![],
+        },
+    };
+    if clues.forced.is_some() {
+        found.reason = format!("{label} because the caller says so");
+    }
+    if let Some((label, near, far)) = shown {
+        match (clues.forced, label) {
+            (Some(forced), label) if forced != label => found.warnings.push(FORCED_WRONG),
+            (None, ZeroLabel::V1) if declared != label => found.warnings.push(SHOWN_V1),
+            (None, ZeroLabel::V2) if declared != label => found.warnings.push(SHOWN_V2),
+            _ => {}
+        }
+        let centred = format!("mean of code less zero point {near:.2} as {label}, {far:.2} otherwise");
+        if clues.forced.is_none() && found.evidence == Evidence::Config {
+            (found.evidence, found.reason) = (Evidence::Data, centred);
+        } else {
+            found.reason += &format!("; {centred}");
+        }
+    }
+    found
+}
+
+/// Zero points stored less one, in the way of the writer.
+fn less_one(stored: &Stored<'_>, raw: &[u8], writer: Option<&Writer>) -> Decoded {
     let done = |z: Vec<u16>, dialect, evidence, reason: String, warnings| Decoded {
         zeros: Zeros::PerGroup(z),
         dialect,
@@ -189,9 +276,6 @@ fn asymmetric(stored: &Stored<'_>, raw: &[u8], format: CheckpointFormat, writer:
     };
     let wide = |fields: Vec<u8>| fields.into_iter().map(u16::from).collect::<Vec<u16>>();
     let plus_one = || raw.iter().map(|&f| u16::from(f) + 1).collect::<Vec<u16>>();
-    if format != CheckpointFormat::Gptq {
-        return done(wide(raw.to_vec()), ZeroDialect::V2, Evidence::Config, format!("the format is {}", format.name()), vec![]);
-    }
     let largest = stored.largest();
     let wraps = raw.contains(&largest);
     let writer = writer.filter(|w| w.is_gptqmodel());
@@ -242,7 +326,8 @@ mod tests {
         let packing = if format == GptqP { Packing::Planar } else { Packing::Continuous };
         let n = words.len() * 32 / bits as usize;
         let writer = (!writer.is_empty()).then(|| Writer::parse(writer));
-        decode(&Stored { words, n, bits, packing, width: 32 }, sym, format, writer.as_ref())
+        let clues = Clues { sym, format, writer: writer.as_ref(), sample: None, forced: None };
+        decode(&Stored { words, n, bits, packing, width: 32 }, &clues)
     }
 
     fn zeros(d: &Decoded) -> Vec<u16> {
@@ -308,7 +393,10 @@ mod tests {
     fn borrows_in_words_of_other_widths() {
         let zeros_at = |words: [u32; 2], width| {
             let stored = Stored { words: &words, n: 16, bits: 4, packing: Packing::Continuous, width };
-            zeros(&decode(&stored, false, Gptq, Some(&Writer::parse("gptqmodel:7.7.0"))))
+            zeros(&decode(
+                &stored,
+                &Clues { sym: false, format: Gptq, writer: Some(&Writer::parse("gptqmodel:7.7.0")), sample: None, forced: None },
+            ))
         };
         // Zeros 0, 1, 2 … 15; less one in 0x11 of each byte, 0x1111 of each half, and so on.
         let z: Vec<u16> = (0..16).map(|i| [0, 1, 2, 3, 0, 5, 6, 7, 8, 0, 10, 11, 12, 13, 14, 15][i]).collect();
@@ -364,9 +452,10 @@ mod tests {
     #[test]
     fn fields_beyond_the_last_column_are_not_looked_at() {
         let stored = Stored { words: &[0xffff_7777], n: 4, bits: 4, packing: Packing::Continuous, width: 32 };
-        let d = decode(&stored, true, Gptq, None);
+        let clues = |sym| Clues { sym, format: Gptq, writer: None, sample: None, forced: None };
+        let d = decode(&stored, &clues(true));
         assert!(d.warnings.is_empty() && d.zeros == Zeros::Midpoint);
         let stored = Stored { words: &[0xffff_f777], n: 4, bits: 4, packing: Packing::Continuous, width: 32 };
-        assert!(decode(&stored, false, Gptq, None).warnings[0].contains("all ones"));
+        assert!(decode(&stored, &clues(false)).warnings[0].contains("all ones"));
     }
 }

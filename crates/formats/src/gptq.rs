@@ -2,10 +2,11 @@
 //! vocabulary; a few writers use words of 8, 16 or 64 bits, filled in the same order.
 
 use crate::checkpoint::{Checkpoint, Tensor};
-use crate::dialect::{self, Decoded, Stored};
+use crate::dialect::{self, Clues, Decoded, Stored};
 use crate::module::{Layout, Module, SCALES, SIZES, check_size, two_dimensions, words, wrong_shape};
+use crate::statistic::Sample;
 use crate::strips;
-use crate::{FormatError, QuantConfig, Scheme};
+use crate::{CheckpointFormat, FormatError, QuantConfig, Scheme};
 use billfish_tensor::{Codes, DType, Groups, Packing};
 
 /// Finds a module's tensors and checks every shape and type.
@@ -103,7 +104,34 @@ pub(crate) fn zeros(module: &Module<'_>, tensor: &Tensor<'_>, width: u32) -> Res
         tensor.read_bytes(&mut bytes)?;
         strips::widened(&bytes, module.count, packing.words(bits, n))
     };
-    Ok(dialect::decode(&Stored { words: &words, n, bits, packing, width }, sym, format, module.config.writer.as_ref()))
+    // symmetric zero points speak for themselves, planar ones have one reading, and codes of 8 bits say nothing
+    let telling = !sym && bits <= 4 && width == 32 && format != CheckpointFormat::GptqP;
+    let sample = if telling { Some(sample(module)?) } else { None };
+    let QuantConfig { writer, forced_zeros, .. } = module.config;
+    let clues = Clues { sym, format, writer: writer.as_ref(), sample: sample.as_ref(), forced: *forced_zeros };
+    Ok(dialect::decode(&Stored { words: &words, n, bits, packing, width }, &clues))
+}
+
+/// Some runs of 32 rows of a module's codes, spread evenly over it.
+fn sample(module: &Module<'_>) -> Result<Sample, FormatError> {
+    const RUNS: usize = 32;
+    let (k, n, bits) = (module.k, module.n, module.scheme.bits);
+    let mut sample = Sample::new(module.count, n);
+    let mut bytes = vec![0; bits as usize * n * 4];
+    let mut codes = vec![0; 32 * n];
+    for run in (0..k / 32).step_by((k / 32).div_ceil(RUNS).max(1)) {
+        module.codes.read_range(run * bytes.len(), &mut bytes)?;
+        let packed = words(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect(), module.packing());
+        packed.unpack_rows(bits, n, 0, 0..n, &mut codes);
+        for (i, row) in codes.chunks_exact(n).enumerate() {
+            let group = match &module.groups {
+                Groups::Contiguous { size } => (run * 32 + i) / size,
+                Groups::Index { g_idx, .. } => g_idx[run * 32 + i] as usize,
+            };
+            sample.add(group, row);
+        }
+    }
+    Ok(sample)
 }
 
 /// The codes, whose words are the file's own unless they are not 32 bits wide.

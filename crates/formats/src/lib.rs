@@ -39,6 +39,7 @@ mod selection;
 pub mod shard;
 mod shards;
 mod source;
+mod statistic;
 mod store;
 mod strips;
 mod targets;
@@ -49,7 +50,7 @@ mod writer;
 
 pub use checkpoint::{BiasRule, Checkpoint, LinearWeight};
 pub use convert::{Converted, Loss, Target, convert};
-pub use dialect::{Evidence, ZeroDialect};
+pub use dialect::{Evidence, ZeroDialect, ZeroLabel};
 pub use diff::{Diff, KeyDiff, ModuleDiff, PartDiff, TensorDiff, Verdict, diff};
 pub use dynamic::{Dynamic, Match, Overrides, Rule};
 pub use error::FormatError;

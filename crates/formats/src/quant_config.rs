@@ -6,7 +6,7 @@ use crate::json::show;
 use crate::keys::{self, Keys};
 use crate::selection::Selection;
 use crate::warning::{WarningKind, Warnings};
-use crate::{FormatError, Writer};
+use crate::{FormatError, Writer, ZeroLabel};
 use billfish_tensor::Packing;
 use serde_json::{Map, Value};
 use std::fmt;
@@ -138,6 +138,8 @@ pub struct QuantConfig {
     pub(crate) selection: Selection,
     /// Whether codes that do not fill a word were written with unused bits, where the shape does not tell.
     pub(crate) padded_words: bool,
+    /// How the caller wants zero points read, whatever the files say.
+    pub(crate) forced_zeros: Option<ZeroLabel>,
     raw_desc_act: bool,
 }
 
@@ -215,6 +217,7 @@ impl QuantConfig {
             pack_dtype,
             selection,
             padded_words,
+            forced_zeros: None,
             raw_desc_act: desc_act,
         }
     }

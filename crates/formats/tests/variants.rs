@@ -3,7 +3,7 @@
 
 mod common;
 
-use billfish_formats::{BiasRule, Checkpoint, Evidence, GroupSize, LinearWeight, ZeroDialect};
+use billfish_formats::{BiasRule, Checkpoint, Evidence, GroupSize, LinearWeight, ZeroDialect, ZeroLabel};
 use billfish_tensor::{DType, Groups, QuantMatrix, Zeros, oracle};
 use common::{Folder, Temp, Tensor, holds, write_shard};
 use half::{bf16, f16};
@@ -375,4 +375,55 @@ fn reading_from_many_threads() {
     };
     assert_eq!(list(1), list(5));
     assert_eq!(list(5)[0].subjects.len(), 14);
+}
+
+/// Folders of 2, 3 and 4 bits under the wrong label: the codes show the right reading, and a warning says so.
+#[test]
+fn mislabelled_zero_points_are_read_right() {
+    for (name, right, wrong) in [
+        ("llama-w2-asym-g64", "gptq", "gptq_v2"),
+        ("llama-w2-asym-g32-v2", "gptq_v2", "gptq"),
+        ("llama-w3-asym-g32", "gptq", "gptq_v2"),
+        ("llama-w3-asym-g64-v2", "gptq_v2", "gptq"),
+        ("llama-w4-asym-g64", "gptq", "gptq_v2"),
+        ("llama-w4-asym-g32-v2", "gptq_v2", "gptq"),
+    ] {
+        let mut folder = Folder::of(name);
+        let read = |folder: &Folder, forced: Option<ZeroLabel>| {
+            let dir = folder.write();
+            let open = Checkpoint::open(&dir.0).unwrap().with_zeros(forced).unwrap();
+            let zeros: Vec<Zeros> = open
+                .quantized_modules()
+                .iter()
+                .map(|m| {
+                    let r = open.describe(m).unwrap();
+                    quantized(&open, m, r.in_features, r.out_features).zeros().clone()
+                })
+                .collect();
+            (zeros, warnings(&open), open.describe(Q).unwrap())
+        };
+        let (want, quiet, report) = read(&folder, None);
+        assert!(quiet.is_empty(), "{name}: {quiet}");
+        assert!(report.reason.contains("mean of code less zero point"), "{name}: {}", report.reason);
+        folder.set("checkpoint_format", json!(wrong)).set("format", json!(wrong));
+        let (found, warning, _) = read(&folder, None);
+        assert!(found == want, "{name}: read as {right}");
+        assert!(warning.contains("the weights are centred only as"), "{name}: {warning}");
+        // the caller's word stands, and is contradicted
+        let label = if wrong == "gptq" { ZeroLabel::V1 } else { ZeroLabel::V2 };
+        let (forced, warning, _) = read(&folder, Some(label));
+        assert!(forced != want && warning.contains("as the caller says, but"), "{name}: {warning}");
+    }
+}
+
+#[test]
+fn symmetric_zero_points_can_be_forced_and_others_cannot() {
+    let dir = Folder::of("llama-w4-sym-g128").write();
+    let open = Checkpoint::open(&dir.0).unwrap().with_zeros(Some(ZeroLabel::V2)).unwrap();
+    let m = quantized(&open, Q, 128, 128);
+    assert_eq!(m.zero(0, 0), 7, "one step off, as asked");
+    assert!(warnings(&open).contains("as the caller says, but"));
+    let planar = Folder::of("llama-w5-sym-g32-planar").write();
+    let error = Checkpoint::open(&planar.0).unwrap().with_zeros(Some(ZeroLabel::V1)).unwrap_err().to_string();
+    assert!(error.contains("one reading only"), "{error}");
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use billfish_formats::{BiasRule, Certificate, Checkpoint, Diff, LinearWeight, ModuleDiff, Verdict, diff, verify};
+use billfish_formats::{BiasRule, Certificate, Checkpoint, Diff, LinearWeight, ModuleDiff, Verdict, ZeroLabel, diff, verify};
 use billfish_tensor::{DType, QuantMatrix, oracle};
 use common::{Folder, Temp, Tensor, fixture};
 use half::{bf16, f16};
@@ -116,9 +116,13 @@ fn v1_equals_v2_made_by_hand() {
     let mut config = v1.clone();
     config.set("damp_percent", json!(0.5));
     assert_eq!(compare(&v1, &config).1.verdict, Verdict::SameTensors);
-    // the same bytes, read otherwise
+    // labelled otherwise, the codes show what they are
     config.set("checkpoint_format", json!("gptq_v2")).set("format", json!("gptq_v2"));
-    let (c, d) = compare(&v1, &config);
+    assert_eq!(compare(&v1, &config).1.verdict, Verdict::SameTensors);
+    // the same bytes, read otherwise
+    let (a, b) = (v1.write(), v1.write());
+    let (a, b) = (Checkpoint::open(&a.0).unwrap(), Checkpoint::open(&b.0).unwrap().with_zeros(Some(ZeroLabel::V2)).unwrap());
+    let (c, d) = (verified(&a, &b), diff(&a, &b, &mut |_, _| ()).unwrap());
     assert!(d.verdict == Verdict::Different && d.tensors.is_empty());
     assert!(d.modules.iter().all(|m| m.parts.iter().any(|p| p.part == "zeros" && p.differing == Some(p.elements[0]))));
     assert!(c.differing > c.weights / 2);

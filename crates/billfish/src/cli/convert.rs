@@ -1,8 +1,7 @@
 //! `billfish convert`: the same weights in another format.
 
-use super::options::byte_bar;
+use super::options::{FolderArgs, byte_bar};
 use anyhow::{Result, bail};
-use billfish::Checkpoint;
 use billfish_formats::{Target, convert};
 use clap::ValueEnum;
 use std::path::PathBuf;
@@ -18,6 +17,8 @@ enum DtypeArg {
 pub struct Args {
     /// The model folder to read
     model: PathBuf,
+    #[command(flatten)]
+    folder: FolderArgs,
     /// The folder to write; it must be empty or not exist
     out: PathBuf,
     /// Format to write: gptq, gptq_v2, gptq_p or dense
@@ -38,7 +39,7 @@ pub fn run(args: &Args) -> Result<()> {
         (to, None) | (to @ Target::Dense(_), Some(DtypeArg::F32)) => to,
         (to, Some(_)) => bail!("--dtype goes with --to dense; --to {to} keeps the types of the scales"),
     };
-    let source = Checkpoint::open(&args.model)?;
+    let source = args.folder.open(Some(&args.model))?;
     let bar = byte_bar("converting", 0);
     let done = convert(&source, &args.out, target, args.allow_lossy, &mut |done, total| {
         bar.set_length(total);

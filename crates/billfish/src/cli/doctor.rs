@@ -1,9 +1,9 @@
 //! `billfish doctor`: everything that is wrong or odd with a folder.
 
 use super::GateFailed;
-use super::options::byte_bar;
+use super::options::{FolderArgs, byte_bar};
 use anyhow::Result;
-use billfish::{Checkpoint, Finding, Severity, examine};
+use billfish::{Finding, Severity, examine};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,6 +12,8 @@ use std::path::PathBuf;
 pub struct Args {
     /// The model folder
     model: PathBuf,
+    #[command(flatten)]
+    folder: FolderArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -20,9 +22,9 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     if !args.model.is_dir() {
         // nothing to examine: the usual message
-        Checkpoint::open(&args.model)?;
+        args.folder.open(Some(&args.model))?;
     }
-    let findings = match Checkpoint::open(&args.model) {
+    let findings = match args.folder.open(Some(&args.model)) {
         Err(e) => vec![Finding {
             severity: Severity::Error,
             subject: args.model.display().to_string(),

@@ -1,6 +1,6 @@
 //! `billfish explain`: where one weight comes from.
 
-use super::options::{checkpoint, warn};
+use super::options::{FolderArgs, warn};
 use anyhow::Result;
 use billfish_formats::{Element, Explanation, StoredBits, Weight, explain};
 use serde_json::{Value, json};
@@ -11,6 +11,8 @@ use std::path::PathBuf;
 pub struct Args {
     /// A model folder
     model: PathBuf,
+    #[command(flatten)]
+    folder: FolderArgs,
     /// 'module[row, col]', the input as row and the output as column, or 'tensor[index]' as stored
     place: String,
     /// Print one JSON object
@@ -19,7 +21,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let c = checkpoint(Some(&args.model))?;
+    let c = args.folder.open(Some(&args.model))?;
     let explanation = explain(&c, &args.place)?;
     warn(&[&c]);
     let mut out = std::io::stdout().lock();

@@ -1,6 +1,6 @@
 //! `billfish inspect`: what a folder is, module by module, and how it would run. Weights are not read.
 
-use super::options::{checkpoint, isa_from_env};
+use super::options::{FolderArgs, isa_from_env};
 use anyhow::Result;
 use billfish::{Checkpoint, Isa, read_tokenizer};
 use billfish_formats::{ModuleReport, RuleReport};
@@ -15,6 +15,8 @@ use std::path::PathBuf;
 pub struct Args {
     /// A model folder; the built-in model if none is named
     model: Option<PathBuf>,
+    #[command(flatten)]
+    folder: FolderArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -207,7 +209,7 @@ fn pattern(name: &str) -> String {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let c = checkpoint(args.model.as_deref())?;
+    let c = args.folder.open(args.model.as_deref())?;
     let isa = Isa::choose(isa_from_env()?.as_deref())?;
     let r = report(&c)?;
     let mut out = std::io::stdout().lock();

@@ -1,6 +1,7 @@
 //! Options that several commands share.
 
 use billfish::{Activations, BUILTIN_NAME, Checkpoint, GenerateOptions, KvType, LoadedModel, OpenOptions, Progress, builtin_files};
+use billfish_formats::ZeroLabel;
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -16,6 +17,38 @@ enum ActivationsArg {
     Int8,
 }
 
+/// How GPTQ zero points are read.
+#[derive(Clone, Copy, ValueEnum)]
+enum ZerosArg {
+    Auto,
+    V1,
+    V2,
+}
+
+/// How to open a folder.
+#[derive(clap::Args)]
+pub struct FolderArgs {
+    /// Read GPTQ zero points as v1 (stored less one) or v2 (stored as they are), against the folder's own evidence if need be
+    #[arg(long, value_enum, default_value = "auto")]
+    zeros: ZerosArg,
+}
+
+impl FolderArgs {
+    /// Opens a folder, or the built-in model if none is named.
+    pub fn open(&self, model: Option<&Path>) -> anyhow::Result<Checkpoint> {
+        let checkpoint = match model {
+            Some(dir) => Checkpoint::open(dir)?,
+            None => Checkpoint::from_memory(BUILTIN_NAME, builtin_files())?,
+        };
+        let label = match self.zeros {
+            ZerosArg::Auto => None,
+            ZerosArg::V1 => Some(ZeroLabel::V1),
+            ZerosArg::V2 => Some(ZeroLabel::V2),
+        };
+        Ok(checkpoint.with_zeros(label)?)
+    }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum KvArg {
     F16,
@@ -27,6 +60,8 @@ enum KvArg {
 pub struct ModelArgs {
     /// A model folder (config.json, *.safetensors, tokenizer.json); the built-in model if none is named
     model: Option<PathBuf>,
+    #[command(flatten)]
+    folder: FolderArgs,
     /// Threads to work with [default: as many as the machine offers]
     #[arg(long, short = 't', value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -48,14 +83,6 @@ pub fn isa_from_env() -> anyhow::Result<Option<String>> {
     }
 }
 
-/// Opens a folder, or the built-in model if none is named.
-pub fn checkpoint(model: Option<&Path>) -> anyhow::Result<Checkpoint> {
-    Ok(match model {
-        Some(dir) => Checkpoint::open(dir)?,
-        None => Checkpoint::from_memory(BUILTIN_NAME, builtin_files())?,
-    })
-}
-
 /// Opens two folders.
 pub fn two_checkpoints(a: &Path, b: &Path) -> anyhow::Result<[Checkpoint; 2]> {
     Ok([Checkpoint::open(a)?, Checkpoint::open(b)?])
@@ -71,7 +98,7 @@ pub fn warn(folders: &[&Checkpoint]) {
 impl ModelArgs {
     /// The folder, if one is named.
     pub fn checkpoint(&self) -> anyhow::Result<Checkpoint> {
-        checkpoint(self.model.as_deref())
+        self.folder.open(self.model.as_deref())
     }
 
     fn open_options(&self) -> anyhow::Result<OpenOptions> {
