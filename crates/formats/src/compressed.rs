@@ -84,6 +84,13 @@ pub(crate) fn find<'a>(
         }
     };
     check_zeros(&module)?;
+    let streams = (module.layout == Layout::Stream)
+        .then_some(k)
+        .into_iter()
+        .chain(module.zeros.as_ref().filter(|t| t.info.dtype == DType::I32).map(|_| n));
+    if config.padded_words.is_none() && streams.into_iter().any(|count| ambiguous(bits, count)) {
+        module.warn("the config has no `version` and the shape fits two packings: read as version 0.18 and later pack");
+    }
     module.find_groups()?;
     Ok(module)
 }
@@ -121,12 +128,18 @@ fn padded_words(bits: u32, count: usize) -> usize {
     count.div_ceil((32 / bits) as usize)
 }
 
+/// Whether both packings of `count` codes have as many words and yet differ.
+fn ambiguous(bits: u32, count: usize) -> bool {
+    let words = padded_words(bits, count);
+    !bits.is_power_of_two() && words > 1 && words == Packing::Continuous.words(bits, count)
+}
+
 /// Which of the two packings a run of `count` codes in `found` words is.
 fn generation(config: &QuantConfig, bits: u32, count: usize, found: usize) -> Option<Layout> {
     let (dense, padded) = (Packing::Continuous.words(bits, count), padded_words(bits, count));
     match (found == dense, found == padded) {
         // Equal for widths that fill a word; elsewhere only where a few codes end in their last word either way.
-        (true, true) if !bits.is_power_of_two() && config.padded_words => Some(Layout::Padded),
+        (true, true) if !bits.is_power_of_two() && config.padded_words == Some(true) => Some(Layout::Padded),
         (true, _) => Some(Layout::Stream),
         (false, true) => Some(Layout::Padded),
         (false, false) => None,

@@ -42,7 +42,7 @@ pub(crate) fn read(file: &str, prefix: &str, mut keys: Keys<'_>, warnings: &Warn
         _ => format(file, key, value).map(Some),
     })?;
     let version = keys.optional(&["version"], |_, _, value| Ok(value.as_str().map(String::from)))?.flatten();
-    let padded_words = version.as_deref().and_then(release).is_some_and(|v| v < (0, 18));
+    let padded_words = version.as_deref().and_then(release).map(|v| v < (0, 18));
     let mut selection = Selection::default();
     for name in keys.optional(&["ignore"], keys::names)?.unwrap_or_default() {
         selection.skipped.push((Target::read(file, &format!("{prefix}ignore"), &name)?, "ignore"));

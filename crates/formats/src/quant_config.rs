@@ -136,8 +136,8 @@ pub struct QuantConfig {
     pub(crate) pack_dtype: Option<u32>,
     /// The other ways in which a config names modules.
     pub(crate) selection: Selection,
-    /// Whether codes that do not fill a word were written with unused bits, where the shape does not tell.
-    pub(crate) padded_words: bool,
+    /// Whether codes that do not fill a word were written with unused bits, where the shape does not tell and the config does.
+    pub(crate) padded_words: Option<bool>,
     /// How the caller wants zero points read, whatever the files say.
     pub(crate) forced_zeros: Option<ZeroLabel>,
     raw_desc_act: bool,
@@ -188,7 +188,7 @@ impl QuantConfig {
         keys.warn_of_the_rest(warnings);
         let desc_act = raw_desc_act && group_size != GroupSize::Channel;
         let base = Scheme { bits, group_size, sym, desc_act, format };
-        let config = Self { writer, lm_head, modules, dynamic, pack_dtype, raw_desc_act, ..Self::new(file, base, selection, false) };
+        let config = Self { writer, lm_head, modules, dynamic, pack_dtype, raw_desc_act, ..Self::new(file, base, selection, None) };
         if config.scheme_of(None).format != format {
             warnings.add(
                 WarningKind::Config,
@@ -199,7 +199,7 @@ impl QuantConfig {
     }
 
     /// A config that says how modules are quantized, and nothing else.
-    pub(crate) fn new(file: &str, base: Scheme, selection: Selection, padded_words: bool) -> Self {
+    pub(crate) fn new(file: &str, base: Scheme, selection: Selection, padded_words: Option<bool>) -> Self {
         let Scheme { bits, group_size, sym, desc_act, format } = base;
         let (writer, lm_head, modules, dynamic, pack_dtype) = (None, false, vec![], Dynamic::default(), None);
         let file = file.into();

@@ -148,6 +148,23 @@ fn compressed_codes_of_every_width_and_generation() {
     }
 }
 
+#[test]
+fn two_packings_of_one_shape_without_a_version() {
+    let weights = json!({"num_bits": 3, "type": "int", "symmetric": true, "strategy": "channel"});
+    for (k, words, warns) in [(33, 4, true), (10, 1, false), (70, 7, true), (120, 12, true), (330, 31, false)] {
+        let parts = [
+            ("weight_packed", Tensor::words(&[2, words], &vec![0; 2 * words])),
+            ("weight_scale", Tensor::f32(&[2, 1], &[1.0; 2])),
+            ("weight_shape", shape(2, k)),
+        ];
+        let mut folder = compressed(weights.clone(), "0.18.0", &parts);
+        assert_eq!(read(&folder.write(), "m", k, 2).1, "");
+        folder.set("version", Value::Null);
+        let w = read(&folder.write(), "m", k, 2).1;
+        assert_eq!(w.contains("the shape fits two packings: read as version 0.18 and later pack (m)"), warns, "{k}: {w}");
+    }
+}
+
 /// The same numbers through int-quantized, also with a width below that of a byte.
 #[test]
 fn signed_bytes_of_every_width() {
