@@ -1,5 +1,6 @@
 //! Everything that is wrong or odd with a folder, with evidence, consequence and remedy.
 
+use crate::engines::{EngineVerdict, engines};
 use crate::{Error, read_tokenizer};
 use billfish_formats::{BiasRule, Checkpoint, LinearWeight, ModuleReport, WarningKind};
 use billfish_models::DecoderConfig;
@@ -56,21 +57,38 @@ const FUSED: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up
 /// Smallest normal half: a scale below it has lost bits.
 const F16_NORMAL: f32 = 6.103_515_6e-5;
 
+/// The result of an examination.
+#[derive(Clone, Debug)]
+pub struct Examination {
+    /// What was found, worst first.
+    pub findings: Vec<Finding>,
+    /// What other programs would do with the folder.
+    pub engines: Vec<EngineVerdict>,
+}
+
+impl Examination {
+    /// Whether nothing worse than a note was found.
+    pub fn is_sound(&self) -> bool {
+        self.findings.iter().all(|f| f.severity == Severity::Note)
+    }
+}
+
 struct Doctor<'a> {
     checkpoint: &'a Checkpoint,
     findings: Vec<Finding>,
+    modules: Vec<ModuleReport>,
 }
 
 /// Examines a folder in full: every module is read. `progress` hears the bytes done and in all.
-pub fn examine(checkpoint: &Checkpoint, progress: &mut dyn FnMut(u64, u64)) -> Vec<Finding> {
-    let mut doctor = Doctor { checkpoint, findings: vec![] };
+pub fn examine(checkpoint: &Checkpoint, progress: &mut dyn FnMut(u64, u64)) -> Examination {
+    let mut doctor = Doctor { checkpoint, findings: vec![], modules: vec![] };
     doctor.architecture();
     doctor.tokenizer();
     doctor.modules(progress);
     doctor.warnings();
     let mut findings = doctor.findings;
     findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.subject.cmp(&b.subject)));
-    findings
+    Examination { findings, engines: engines(checkpoint, &doctor.modules) }
 }
 
 impl Doctor<'_> {
@@ -176,6 +194,7 @@ impl Doctor<'_> {
             progress(done, total);
         }
         self.fused(&reports);
+        self.modules = reports.into_values().map(|(report, _)| report).collect();
         // dense modules too: whether the config agrees with their tensors
         let dense: Vec<String> =
             self.checkpoint.tensor_names().filter_map(|t| t.strip_suffix("_proj.weight")).map(|t| format!("{t}_proj")).collect();

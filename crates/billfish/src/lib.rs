@@ -15,6 +15,7 @@
 
 mod builtin;
 mod doctor;
+mod engines;
 mod error;
 mod generation;
 mod loaded;
@@ -25,7 +26,8 @@ pub use billfish_kernels::{Activations, Isa, KvType};
 pub use billfish_models::Progress;
 pub use billfish_text::Message;
 pub use builtin::{BUILTIN_NAME, builtin_files};
-pub use doctor::{Finding, Severity, examine};
+pub use doctor::{Examination, Finding, Severity, examine};
+pub use engines::{EngineVerdict, Outcome, engines};
 pub use error::Error;
 pub use loaded::{GenerateOptions, LoadedModel, OpenOptions, read_tokenizer, unused_warning};
 

@@ -143,3 +143,37 @@ fn a_folder_that_cannot_be_opened_is_a_finding_and_no_folder_an_error() {
     finds(&f, "error", &["model.safetensors"]);
     assert!(common::error(&["doctor", "no/such/folder"]).contains("no/such/folder"));
 }
+
+/// Against the measured table of the README.
+#[test]
+fn what_other_programs_would_do() {
+    let outcomes = |name: &str| {
+        let (_, out, _) = output(billfish(&["doctor", fixture(name).to_str().unwrap(), "--json"]));
+        let v: Value = serde_json::from_str(&out).unwrap();
+        let list = v["engines"].as_array().unwrap().clone();
+        move |engine: &str| {
+            list.iter().find(|e| e["engine"].as_str().unwrap().starts_with(engine)).map(|e| e["outcome"].as_str().unwrap().to_string())
+        }
+    };
+    let (runs, refuses, wrong) = (Some("runs".to_string()), Some("refuses".to_string()), Some("wrong".to_string()));
+    for (name, vllm_cpu) in [
+        ("llama-w4-sym-g128", &runs),
+        ("llama-w4-asym-g64", &refuses),
+        ("llama-w4-sym-g32-act", &refuses),
+        ("llama-w8-sym-g32", &refuses),
+        ("llama-w3-sym-g128", &refuses),
+        ("llama-w5-sym-g32-planar", &refuses),
+        ("llama-dynamic", &refuses),
+        ("llama-awq-asym-g32", &runs),
+        ("llama-ct-w4a16-g32", &runs),
+        ("llama-ct-w8a16-channel", &refuses),
+    ] {
+        let found = outcomes(name);
+        assert_eq!(found("vLLM 0.32"), *vllm_cpu, "{name}");
+        assert_eq!(found("llama.cpp"), refuses, "{name}");
+        assert_eq!(found("mistral.rs"), refuses, "{name}");
+    }
+    assert_eq!(outcomes("llama-w4-sym-g128")("vLLM 0.14.1"), runs);
+    assert_eq!(outcomes("llama-w2-asym-g32-v2")("ONNX"), wrong);
+    assert_eq!(outcomes("llama-w3-sym-g128")("GPTQModel"), runs);
+}

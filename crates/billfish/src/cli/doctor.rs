@@ -3,7 +3,7 @@
 use super::GateFailed;
 use super::options::{FolderArgs, byte_bar};
 use anyhow::Result;
-use billfish::{Finding, Severity, examine};
+use billfish::{Examination, Finding, Severity, examine};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -24,14 +24,17 @@ pub fn run(args: &Args) -> Result<()> {
         // nothing to examine: the usual message
         args.folder.open(Some(&args.model))?;
     }
-    let findings = match args.folder.open(Some(&args.model)) {
-        Err(e) => vec![Finding {
-            severity: Severity::Error,
-            subject: args.model.display().to_string(),
-            evidence: e.to_string(),
-            consequence: "the folder cannot be opened".into(),
-            remedy: "see the message".into(),
-        }],
+    let Examination { findings, engines } = match args.folder.open(Some(&args.model)) {
+        Err(e) => {
+            let finding = Finding {
+                severity: Severity::Error,
+                subject: args.model.display().to_string(),
+                evidence: e.to_string(),
+                consequence: "the folder cannot be opened".into(),
+                remedy: "see the message".into(),
+            };
+            Examination { findings: vec![finding], engines: vec![] }
+        }
         Ok(checkpoint) => {
             let bar = byte_bar("examining", checkpoint.total_bytes());
             let findings = examine(&checkpoint, &mut |done, _| bar.set_position(done));
@@ -51,13 +54,20 @@ pub fn run(args: &Args) -> Result<()> {
                 "remedy": f.remedy,
             })
         });
-        writeln!(out, "{:#}", json!({"sound": sound, "findings": list.collect::<Vec<_>>()}))?;
+        let verdicts = engines.iter().map(|v| json!({"engine": v.engine, "outcome": v.outcome.name(), "why": v.why}));
+        writeln!(out, "{:#}", json!({"sound": sound, "findings": list.collect::<Vec<_>>(), "engines": verdicts.collect::<Vec<_>>()}))?;
     } else {
         for f in &findings {
             writeln!(out, "{}: {}", f.severity.name(), f.subject)?;
             writeln!(out, "  found        {}", f.evidence)?;
             writeln!(out, "  consequence  {}", f.consequence)?;
             writeln!(out, "  remedy       {}", f.remedy)?;
+        }
+        if !engines.is_empty() {
+            writeln!(out, "other programs")?;
+        }
+        for v in &engines {
+            writeln!(out, "  {:<27} {:<8} {}", v.engine, v.outcome.name(), v.why)?;
         }
         if sound {
             writeln!(out, "nothing is wrong")?;

@@ -1,0 +1,136 @@
+//! Which well-known programs would run a folder, which would refuse it, and which would compute something else.
+//!
+//! Sources: what those programs did with checkpoints of each kind on a CPU in November 2026 (vLLM 0.32.0, GPTQModel 7.7.0,
+//! mistral.rs 9e92262, ONNX Runtime GenAI), and the description of vLLM 0.14.1 in [`billfish_formats::method`].
+
+use billfish_formats::method::{Note, Platform, select};
+use billfish_formats::{Checkpoint, CheckpointFormat, GroupSize, ModuleReport};
+use serde_json::Value;
+
+/// What a program would do with a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Run it.
+    Runs,
+    /// Refuse it.
+    Refuses,
+    /// Run it and compute something else.
+    Wrong,
+}
+
+impl Outcome {
+    /// `runs`, `refuses` or `wrong`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Runs => "runs",
+            Outcome::Refuses => "refuses",
+            Outcome::Wrong => "wrong",
+        }
+    }
+}
+
+/// One program's verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineVerdict {
+    /// The program and its version.
+    pub engine: &'static str,
+    /// What it would do.
+    pub outcome: Outcome,
+    /// Why.
+    pub why: String,
+}
+
+/// What matters to other programs, over all quantized modules.
+struct Traits {
+    format: CheckpointFormat,
+    widths: Vec<u32>,
+    symmetric: bool,
+    act_order: bool,
+    mixed: bool,
+}
+
+fn traits(modules: &[ModuleReport]) -> Option<Traits> {
+    let first = modules.first()?;
+    let mut widths: Vec<u32> = modules.iter().map(|m| m.bits).collect();
+    widths.sort_unstable();
+    widths.dedup();
+    let same = |m: &ModuleReport| m.bits == first.bits && m.group_size == first.group_size;
+    Some(Traits {
+        format: first.format,
+        symmetric: modules.iter().all(|m| m.midpoint),
+        act_order: modules.iter().any(|m| m.act_order && m.group_size != GroupSize::Channel),
+        mixed: !modules.iter().all(same),
+        widths,
+    })
+}
+
+/// The verdicts on a folder with these quantized modules; none if there are none.
+pub fn engines(checkpoint: &Checkpoint, modules: &[ModuleReport]) -> Vec<EngineVerdict> {
+    use Outcome::{Refuses, Runs, Wrong};
+    let Some(t) = traits(modules) else { return vec![] };
+    let gptq = matches!(t.format, CheckpointFormat::Gptq | CheckpointFormat::GptqV2 | CheckpointFormat::GptqP);
+    let awq = t.format == CheckpointFormat::AwqGemm;
+    let widths = t.widths.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let mut out = vec![];
+    let mut say = |engine, outcome, why: &str| out.push(EngineVerdict { engine, outcome, why: why.into() });
+
+    if let Some(config) = quantization_of(checkpoint).filter(|_| gptq || awq) {
+        match select(Some(&config), None, Platform::Cuda { capability: 80 }, false) {
+            Ok(selection) => {
+                let silent: Vec<&str> =
+                    selection.notes.iter().filter_map(|n| if let Note::Silent(s) = n { Some(s.as_str()) } else { None }).collect();
+                let method = selection.method.unwrap_or_else(|| "no method".into());
+                if silent.is_empty() {
+                    say("vLLM 0.14.1, CUDA", Runs, &format!("as {method}"));
+                } else {
+                    say("vLLM 0.14.1, CUDA", Wrong, &format!("as {method}: {}", silent.join("; ")));
+                }
+            }
+            Err(e) => say("vLLM 0.14.1, CUDA", Refuses, &e.to_string()),
+        }
+    }
+    let cpu = "vLLM 0.32, CPU";
+    match t.format {
+        CheckpointFormat::Gptq | CheckpointFormat::GptqV2 if t.widths != [4] || t.mixed => {
+            say(cpu, Refuses, &format!("it runs 4-bit GPTQ of one kind, this has {widths} bits"));
+        }
+        CheckpointFormat::Gptq | CheckpointFormat::GptqV2 if !t.symmetric => say(cpu, Refuses, "it runs symmetric GPTQ only"),
+        CheckpointFormat::Gptq | CheckpointFormat::GptqV2 if t.act_order => say(cpu, Refuses, "act-order is no longer supported"),
+        CheckpointFormat::Gptq | CheckpointFormat::GptqV2 => say(cpu, Runs, "4-bit symmetric"),
+        CheckpointFormat::GptqP => say(cpu, Refuses, "the planar packing is not known there"),
+        CheckpointFormat::AwqGemm => say(cpu, Runs, "4-bit AWQ"),
+        CheckpointFormat::PackQuantized if t.widths == [4] => say(cpu, Runs, "4-bit compressed-tensors"),
+        CheckpointFormat::PackQuantized => say(cpu, Refuses, &format!("it runs 4-bit pack-quantized weights, this has {widths} bits")),
+        _ => say(cpu, Runs, "compressed-tensors"),
+    }
+    if gptq || awq {
+        let fast = t.widths == [4];
+        say("GPTQModel 7.7.0, CPU", Runs, if fast { "with its own kernel" } else { "on its reference path only" });
+        say("mistral.rs 9e92262, CPU", Refuses, "GPTQ and AWQ run on CUDA only there");
+        if t.format == CheckpointFormat::GptqV2 {
+            say("ONNX Runtime GenAI 2026-11", Wrong, "it reads v2 zero points as v1");
+        } else if gptq && t.act_order && !t.symmetric {
+            say("ONNX Runtime GenAI 2026-11", Wrong, "asymmetric with act-order is off by a relative error of 1.4");
+        }
+    } else {
+        say("mistral.rs 9e92262, CPU", Refuses, "unknown quantization method compressed-tensors");
+    }
+    say("llama.cpp", Refuses, "it loads GGUF files only");
+    out
+}
+
+/// The quantization config as other programs find it.
+fn quantization_of(checkpoint: &Checkpoint) -> Option<serde_json::Map<String, Value>> {
+    let inside = checkpoint.config().get("quantization_config").and_then(Value::as_object).cloned();
+    inside.or_else(|| {
+        let bytes = checkpoint.file("quantize_config.json").ok()??;
+        match serde_json::from_slice(&bytes) {
+            Ok(Value::Object(mut map)) => {
+                // the file's own name says the method where the key is missing
+                map.entry("quant_method").or_insert_with(|| "gptq".into());
+                Some(map)
+            }
+            _ => None,
+        }
+    })
+}
