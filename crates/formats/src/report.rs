@@ -6,7 +6,7 @@ use crate::{CheckpointFormat, Evidence, FormatError, GroupSize, ZeroDialect};
 use billfish_tensor::{DType, Groups, Packing, Zeros};
 
 /// How the rules of `dynamic` apply to a module.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleReport {
     /// The rule that the tensors show was applied, as written.
     pub applied: Option<String>,
@@ -20,6 +20,23 @@ impl RuleReport {
     /// Whether the two readings apply different rules.
     pub fn differ(&self) -> bool {
         self.in_order != self.negatives_first
+    }
+}
+
+impl Checkpoint {
+    /// How the rules of `dynamic` apply to a module whose tensors show it quantized or dense.
+    ///
+    /// # Errors
+    /// [`FormatError::Config`] for a pattern that cannot be decided.
+    pub fn rules(&self, module: &str, quantized: bool) -> Result<RuleReport, FormatError> {
+        let Some(config) = self.quantization() else { return Ok(RuleReport::default()) };
+        let found = config.rules_for(module)?;
+        let text = |r: Option<&crate::Rule>| r.map(|r| r.text().to_string());
+        Ok(RuleReport {
+            applied: text(found.for_tensors(quantized)),
+            in_order: text(found.in_order()),
+            negatives_first: text(found.negatives_first()),
+        })
     }
 }
 
@@ -77,18 +94,7 @@ pub(crate) fn describe(checkpoint: &Checkpoint, name: &str) -> Result<ModuleRepo
     let module = Module::find(checkpoint, name, None)?;
     let decoded = module.zero_points()?;
     let bias = checkpoint.find(&format!("{name}.bias"));
-    let rule = match checkpoint.quantization() {
-        Some(config) => {
-            let found = config.rules_for(name)?;
-            let text = |r: Option<&crate::Rule>| r.map(|r| r.text().to_string());
-            RuleReport {
-                applied: text(found.for_tensors(true)),
-                in_order: text(found.in_order()),
-                negatives_first: text(found.negatives_first()),
-            }
-        }
-        None => RuleReport { applied: None, in_order: None, negatives_first: None },
-    };
+    let rule = checkpoint.rules(name, true)?;
     let tensors = [&module.codes, &module.scales].into_iter().chain(&module.zeros).chain(&module.g_idx).chain(&module.others).chain(&bias);
     Ok(ModuleReport {
         module: name.into(),

@@ -119,18 +119,7 @@ fn dense(c: &Checkpoint, name: &str) -> Result<Option<Module>> {
         "F32" => "dense-f32",
         _ => "none",
     };
-    let rule = match c.quantization() {
-        Some(q) => {
-            let found = q.rules_for(name)?;
-            let text = |r: Option<&billfish_formats::Rule>| r.map(|r| r.text().to_string());
-            RuleReport {
-                applied: text(found.for_tensors(false)),
-                in_order: text(found.in_order()),
-                negatives_first: text(found.negatives_first()),
-            }
-        }
-        None => RuleReport { applied: None, in_order: None, negatives_first: None },
-    };
+    let rule = c.rules(name, false)?;
     let (n, k) = (info.shape[0], info.shape[1]);
     let json = json!({
         "module": name,
