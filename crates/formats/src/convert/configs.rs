@@ -29,18 +29,34 @@ fn exactly(name: &str) -> String {
     format!("^{}$", name.replace('.', "\\."))
 }
 
+/// Dense modules of kinds that are quantized elsewhere, and the head if it is dense: what a config has to except.
+fn dense_modules(source: &Checkpoint, modules: &[Module]) -> Vec<String> {
+    let kinds: BTreeSet<String> = modules.iter().map(|m| kind(&m.report.module)).collect();
+    let dense = source.tensor_names().filter_map(|t| t.strip_suffix(".weight")).filter(|m| !source.has_codes(m));
+    dense.filter(|m| kinds.contains(&kind(m)) || *m == "lm_head").map(String::from).collect()
+}
+
 /// The config, or `None` for a dense target. The commonest settings are the base, each other module has a rule.
 pub(super) fn quantization(source: &Checkpoint, modules: &[Module], target: Target) -> Result<Option<Value>, FormatError> {
     let Some(format) = target.format().filter(|_| !modules.is_empty()) else { return Ok(None) };
     let mut counts: BTreeMap<Settings, usize> = BTreeMap::new();
     modules.iter().for_each(|m| *counts.entry(settings(&m.report)).or_default() += 1);
     let Some((&base, _)) = counts.iter().max_by_key(|(_, count)| **count) else { return Ok(None) };
+    match target {
+        Target::Awq => awq(source, modules, base).map(Some),
+        Target::CompressedTensors => Ok(Some(compressed(source, modules, base))),
+        _ => Ok(Some(gptq(source, modules, base, format))),
+    }
+}
+
+fn meta() -> Value {
+    json!({"quantizer": [concat!("billfish:", env!("CARGO_PKG_VERSION"))]})
+}
+
+fn gptq(source: &Checkpoint, modules: &[Module], base: Settings, format: &str) -> Value {
     let mut dynamic = Map::new();
-    let kinds: BTreeSet<String> = modules.iter().map(|m| kind(&m.report.module)).collect();
-    for tensor in source.tensor_names() {
-        if let Some(module) = tensor.strip_suffix(".weight").filter(|m| kinds.contains(&kind(m)) && !source.has_codes(m)) {
-            dynamic.insert(format!("-:{}", exactly(module)), json!({}));
-        }
+    for module in dense_modules(source, modules).iter().filter(|m| *m != "lm_head") {
+        dynamic.insert(format!("-:{}", exactly(module)), json!({}));
     }
     for m in modules {
         let s = settings(&m.report);
@@ -60,10 +76,60 @@ pub(super) fn quantization(source: &Checkpoint, modules: &[Module], target: Targ
         "checkpoint_format": format,
         "format": format,
         "pack_dtype": "int32",
-        "meta": {"quantizer": [concat!("billfish:", env!("CARGO_PKG_VERSION"))]},
+        "meta": meta(),
     });
     if !dynamic.is_empty() {
         config["dynamic"] = Value::Object(dynamic);
     }
-    Ok(Some(config))
+    config
+}
+
+/// AWQ has one group size for all modules.
+fn awq(source: &Checkpoint, modules: &[Module], base: Settings) -> Result<Value, FormatError> {
+    if let Some(m) = modules.iter().find(|m| settings(&m.report).group_size != base.group_size) {
+        let (module, other) = (&m.report.module, settings(&m.report).group_size);
+        let found = format!("`{module}` has groups of {other} rows and most others of {}, and AWQ has one size", base.group_size);
+        return Err(FormatError::Lossy { folder: source.name().into(), target: Target::Awq.to_string(), found });
+    }
+    Ok(json!({
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": base.group_size,
+        "zero_point": true,
+        "version": "gemm",
+        "lm_head": modules.iter().any(|m| m.report.module == "lm_head"),
+        "modules_to_not_convert": dense_modules(source, modules),
+    }))
+}
+
+/// compressed-tensors has a group of modules for each kind of settings; the base speaks of all linear layers.
+fn compressed(source: &Checkpoint, modules: &[Module], base: Settings) -> Value {
+    let mut groups: BTreeMap<Settings, Vec<&str>> = BTreeMap::new();
+    for m in modules {
+        groups.entry(settings(&m.report)).or_default().push(&m.report.module);
+    }
+    let mut config_groups = Map::new();
+    for (number, (s, names)) in groups.into_iter().enumerate() {
+        let channel = s.group_size == -1;
+        let weights = json!({
+            "num_bits": s.bits,
+            "type": "int",
+            "symmetric": s.sym,
+            "strategy": if channel { "channel" } else { "group" },
+            "group_size": if channel { Value::Null } else { s.group_size.into() },
+            "actorder": if s.desc_act { json!("group") } else { Value::Null },
+            "dynamic": false,
+        });
+        let targets = if s == base { vec!["Linear"] } else { names };
+        config_groups.insert(format!("group_{number}"), json!({"format": "pack-quantized", "targets": targets, "weights": weights}));
+    }
+    json!({
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": config_groups,
+        "ignore": dense_modules(source, modules),
+        // codes in one bit stream, as this version and later ones pack them
+        "version": "0.19.0",
+    })
 }

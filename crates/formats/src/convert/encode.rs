@@ -1,6 +1,6 @@
 //! One module in the target's tensors.
 
-use super::{Loss, Target};
+use super::{Loss, Target, awq, compressed};
 use crate::{FormatError, ModuleReport};
 use billfish_tensor::{Codes, DType, Packing, QuantMatrix, ScaleValues};
 use half::{bf16, f16};
@@ -25,18 +25,20 @@ fn legal_zeros(target: Target, bits: u32) -> std::ops::RangeInclusive<u16> {
     }
 }
 
-/// An error if the target has no such width, whatever is allowed.
+/// An error if the target has no place for such a module, whatever is allowed.
 pub(super) fn check_width(r: &ModuleReport, target: Target, folder: &str) -> Result<(), FormatError> {
-    let lossy = |found: String| Err(FormatError::Lossy { folder: folder.into(), target: target.to_string(), found });
-    match target {
+    let refusal = match target {
         Target::Gptq | Target::GptqV2 if matches!(r.bits, 5..=7) => {
-            lossy(format!("`{}` has {} bits, which only gptq_p stores", r.module, r.bits))
+            Some(format!("`{}` has {} bits, which only gptq_p stores", r.module, r.bits))
         }
         Target::GptqP if !r.in_features.is_multiple_of(32) || !r.out_features.is_multiple_of(32) => {
-            lossy(format!("`{}` is [{}, {}], and planar sizes are multiples of 32", r.module, r.in_features, r.out_features))
+            Some(format!("`{}` is [{}, {}], and planar sizes are multiples of 32", r.module, r.in_features, r.out_features))
         }
-        _ => Ok(()),
-    }
+        Target::Awq => awq::refusal(r),
+        Target::CompressedTensors => compressed::refusal(r),
+        _ => None,
+    };
+    refusal.map_or(Ok(()), |found| Err(FormatError::Lossy { folder: folder.into(), target: target.to_string(), found }))
 }
 
 /// What the target cannot hold of a module.
@@ -75,6 +77,8 @@ pub(super) fn specs(r: &ModuleReport, target: Target) -> Vec<(&'static str, DTyp
     let (k, n, packing) = (r.in_features, r.out_features, packing(target));
     match target {
         Target::Dense(dtype) => vec![("weight", dtype, vec![n, k])],
+        Target::Awq => awq::specs(r),
+        Target::CompressedTensors => compressed::specs(r),
         _ => vec![
             ("g_idx", DType::I32, vec![k]),
             ("qweight", DType::I32, vec![packing.words(r.bits, k), n]),
@@ -100,6 +104,9 @@ pub(super) fn write(
             };
             put(&bytes)
         }),
+        (part, Target::CompressedTensors) => compressed::write(m, part, put),
+        ("qweight", Target::Awq) => awq::qweight(m, put),
+        ("qzeros", Target::Awq) => awq::qzeros(m, put),
         ("g_idx", _) => {
             let index = |k: usize| (m.group_of(k) as u32).to_le_bytes();
             put(&(0..m.in_features()).flat_map(index).collect::<Vec<u8>>())

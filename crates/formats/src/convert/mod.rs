@@ -3,6 +3,8 @@
 //! A first pass reads every module and lists what the target cannot hold; a second writes. Tensors go through memory one
 //! module at a time; everything is written beside the target and renamed at the end.
 
+mod awq;
+mod compressed;
 mod configs;
 mod encode;
 mod output;
@@ -24,19 +26,25 @@ pub enum Target {
     GptqV2,
     /// Planar GPTQ, zero points as they are; 2 to 8 bit.
     GptqP,
+    /// AWQ gemm: 4 bit of one group size, no act-order.
+    Awq,
+    /// compressed-tensors `pack-quantized`, 2 to 8 bit.
+    CompressedTensors,
     /// No quantization: weights as floats of this type.
     Dense(DType),
 }
 
-const LEGAL: &str = "gptq, gptq_v2, gptq_p, or dense";
+const LEGAL: &str = "gptq, gptq_v2, gptq_p, awq, compressed-tensors or dense";
 
 impl Target {
-    /// The value of `checkpoint_format`, if the target is quantized.
+    /// Its name, if the target is quantized; for GPTQ the value of `checkpoint_format`.
     fn format(self) -> Option<&'static str> {
         match self {
             Target::Gptq => Some("gptq"),
             Target::GptqV2 => Some("gptq_v2"),
             Target::GptqP => Some("gptq_p"),
+            Target::Awq => Some("awq"),
+            Target::CompressedTensors => Some("compressed-tensors"),
             Target::Dense(_) => None,
         }
     }
@@ -60,6 +68,8 @@ impl FromStr for Target {
             "gptq" => Ok(Target::Gptq),
             "gptq_v2" => Ok(Target::GptqV2),
             "gptq_p" => Ok(Target::GptqP),
+            "awq" => Ok(Target::Awq),
+            "compressed-tensors" => Ok(Target::CompressedTensors),
             "dense" => Ok(Target::Dense(DType::F32)),
             other => Err(format!("expected {LEGAL}, found `{}`", clip(other))),
         }
