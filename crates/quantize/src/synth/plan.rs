@@ -107,11 +107,11 @@ fn quantized(out: &mut Vec<Planned>, name: &str, linear: &Linear, q: &Quantizati
 }
 
 /// The true zero points, first and last. v1 has no zero of 0: stored less one it would be all ones, which programs read
-/// differently.
+/// differently. Asymmetric ones are even about the mean code, as real weights make them: readers tell v1 from v2 by it.
 fn true_zeros(q: &Quantization) -> (u32, u32) {
     match (q.sym, q.format()) {
         (true, _) => (1 << (q.bits - 1), 1 << (q.bits - 1)),
-        (false, CheckpointFormat::Gptq) => (1, (1 << q.bits) - 1),
+        (false, CheckpointFormat::Gptq) => (1, (1 << q.bits) - 2),
         (false, _) => (0, (1 << q.bits) - 1),
     }
 }
