@@ -203,6 +203,11 @@ impl Checkpoint {
         self.codes_of(module).is_ok()
     }
 
+    /// Whether a tensor is one of those that make a quantized module's weight: its bias is not.
+    pub fn is_part(&self, tensor: &str) -> bool {
+        tensor.rsplit_once('.').is_some_and(|(module, part)| part != "bias" && self.has_codes(module))
+    }
+
     /// The tensor that holds the codes of a quantized module.
     pub(crate) fn codes_of(&self, module: &str) -> Result<Tensor<'_>, FormatError> {
         let quantized = |part: &&str| {

@@ -226,17 +226,19 @@ const SHOWN_V2: &str = "zero points are labelled v1, but the weights are centred
 fn asymmetric(stored: &Stored<'_>, raw: &[u8], clues: &Clues<'_>) -> Decoded {
     let declared = if clues.format == CheckpointFormat::Gptq { ZeroLabel::V1 } else { ZeroLabel::V2 };
     let raw_wide: Vec<u16> = raw.iter().map(|&f| u16::from(f)).collect();
+    // only where it may be chosen: planar widths have no such reading
     let less_one = || less_one(stored, raw, clues.writer);
+    let v1 = clues.sample.map(|_| less_one());
     let mut shown = None;
     if let Some(sample) = clues.sample
-        && let Zeros::PerGroup(v1) = &less_one().zeros
+        && let Some(Decoded { zeros: Zeros::PerGroup(v1), .. }) = &v1
     {
         let means = [sample.mean(v1), sample.mean(&raw_wide)];
         shown = sample.shows(&means).map(|i| ([ZeroLabel::V1, ZeroLabel::V2][i], means[i], means[1 - i]));
     }
     let label = clues.forced.or(shown.map(|(label, ..)| label)).unwrap_or(declared);
     let mut found = match label {
-        ZeroLabel::V1 => less_one(),
+        ZeroLabel::V1 => v1.unwrap_or_else(less_one),
         ZeroLabel::V2 => Decoded {
             zeros: Zeros::PerGroup(raw_wide),
             dialect: ZeroDialect::V2,

@@ -6,7 +6,7 @@ use crate::checkpoint::{BiasRule, Checkpoint, LinearWeight, Tensor};
 use crate::{FormatError, ModuleReport};
 use billfish_tensor::{DType, Packing, QuantMatrix};
 use half::{bf16, f16};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -72,12 +72,9 @@ pub(crate) enum Entry {
 
 /// Everything that a folder holds, under the names of a dense folder.
 pub(crate) fn entries(checkpoint: &Checkpoint) -> BTreeMap<String, Entry> {
-    let packed: BTreeSet<String> = checkpoint.quantized_modules().into_iter().collect();
-    let part = |name: &str| name.rsplit_once('.').is_some_and(|(module, part)| packed.contains(module) && part != "bias");
-    let stored = checkpoint.tensor_names().filter(|n| !part(n)).map(|n| (n.to_string(), Entry::Stored));
-    let mut entries: BTreeMap<String, Entry> = stored.collect();
-    entries.extend(packed.iter().map(|m| (format!("{m}.weight"), Entry::Quantized(m.clone()))));
-    entries
+    let stored = checkpoint.tensor_names().filter(|n| !checkpoint.is_part(n)).map(|n| (n.to_string(), Entry::Stored));
+    let quantized = checkpoint.quantized_modules().into_iter().map(|m| (format!("{m}.weight"), Entry::Quantized(m)));
+    stored.chain(quantized).collect()
 }
 
 /// A quantized module in words.

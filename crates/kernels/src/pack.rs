@@ -201,19 +201,14 @@ impl PackedMatrix {
     }
 
     fn fill_head(&self, m: &QuantMatrix, group: usize, cols: std::ops::Range<usize>, head: &mut [u8]) {
-        let size = self.scale.bytes();
+        let mut scales = Vec::with_capacity(PANEL * self.scale.bytes());
         for (i, col) in cols.enumerate() {
-            let at = group * self.out_features + col;
-            let place = &mut head[i * size..(i + 1) * size];
-            match m.scales() {
-                ScaleValues::F16(v) => place.copy_from_slice(&v[at].to_le_bytes()),
-                ScaleValues::BF16(v) => place.copy_from_slice(&v[at].to_le_bytes()),
-                ScaleValues::F32(v) => place.copy_from_slice(&v[at].to_le_bytes()),
-            }
+            m.scales().put_le(group * self.out_features + col, &mut scales);
             let z = m.zero(group, col).to_le_bytes();
-            let place = PANEL * size + i * self.zero.bytes();
+            let place = PANEL * self.scale.bytes() + i * self.zero.bytes();
             head[place..place + self.zero.bytes()].copy_from_slice(&z[..self.zero.bytes()]);
         }
+        head[..scales.len()].copy_from_slice(&scales);
     }
 
     fn fill_block(&self, block: &BlockAt, codes: &[u8], width: usize, data: &mut [u8]) {

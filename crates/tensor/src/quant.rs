@@ -38,6 +38,15 @@ impl ScaleValues {
         }
     }
 
+    /// Appends the stored bytes of scale `i`, little-endian.
+    pub fn put_le(&self, i: usize, out: &mut Vec<u8>) {
+        match self {
+            ScaleValues::F16(v) => out.extend(v[i].to_le_bytes()),
+            ScaleValues::BF16(v) => out.extend(v[i].to_le_bytes()),
+            ScaleValues::F32(v) => out.extend(v[i].to_le_bytes()),
+        }
+    }
+
     /// The stored type.
     pub fn dtype(&self) -> DType {
         match self {

@@ -1,6 +1,6 @@
 //! `billfish convert`: the same weights in another format.
 
-use super::options::{FolderArgs, byte_bar};
+use super::options::{FolderArgs, byte_bar, follow};
 use anyhow::{Result, bail};
 use billfish_formats::{Target, convert};
 use clap::ValueEnum;
@@ -41,10 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let source = args.folder.open(Some(&args.model))?;
     let bar = byte_bar("converting", 0);
-    let done = convert(&source, &args.out, target, args.allow_lossy, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
+    let done = convert(&source, &args.out, target, args.allow_lossy, &mut follow(&bar));
     bar.finish_and_clear();
     let done = done?;
     for warning in source.warnings() {

@@ -1,31 +1,16 @@
 //! `billfish diff`: in what two folders differ.
 
-use super::options::{byte_bar, two_checkpoints, warn};
+use super::options::{PairArgs, byte_bar, follow, warn};
 use super::verify::{list, to_json as certificate};
 use anyhow::Result;
 use billfish_formats::{Diff, ModuleDiff, PartDiff, TensorDiff, Verdict, diff};
 use serde_json::{Value, json};
 use std::io::Write;
-use std::path::PathBuf;
 
-#[derive(clap::Args)]
-pub struct Args {
-    /// A model folder
-    a: PathBuf,
-    /// The folder to compare it with
-    b: PathBuf,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-}
-
-pub fn run(args: &Args) -> Result<()> {
-    let [a, b] = two_checkpoints(&args.a, &args.b)?;
+pub fn run(args: &PairArgs) -> Result<()> {
+    let [a, b] = args.open()?;
     let bar = byte_bar("comparing", 0);
-    let found = diff(&a, &b, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
+    let found = diff(&a, &b, &mut follow(&bar));
     bar.finish_and_clear();
     let d = found?;
     warn(&[&a, &b]);

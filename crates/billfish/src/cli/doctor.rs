@@ -24,7 +24,7 @@ pub fn run(args: &Args) -> Result<()> {
         // nothing to examine: the usual message
         args.folder.open(Some(&args.model))?;
     }
-    let Examination { findings, engines } = match args.folder.open(Some(&args.model)) {
+    let examination = match args.folder.open(Some(&args.model)) {
         Err(e) => {
             let finding = Finding {
                 severity: Severity::Error,
@@ -42,7 +42,8 @@ pub fn run(args: &Args) -> Result<()> {
             findings
         }
     };
-    let sound = findings.iter().all(|f| f.severity == Severity::Note);
+    let sound = examination.is_sound();
+    let Examination { findings, engines } = examination;
     let mut out = std::io::stdout().lock();
     if args.json {
         let list = findings.iter().map(|f| {

@@ -1,6 +1,6 @@
 //! `billfish eval`: measure a model.
 
-use super::options::{ModelArgs, token_bar};
+use super::options::{ModelArgs, follow, token_bar};
 use anyhow::Result;
 use billfish_quantize::{Protocol, eval_logits, perplexity};
 use serde_json::json;
@@ -58,10 +58,7 @@ pub fn run(command: &Command) -> Result<()> {
 fn logits(args: &Logits) -> Result<()> {
     let loaded = args.model.load()?;
     let bar = token_bar("logits", 0);
-    let written = eval_logits(&loaded.model, &args.input_ids, &args.output, args.chunk as usize, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
+    let written = eval_logits(&loaded.model, &args.input_ids, &args.output, args.chunk as usize, &mut follow(&bar));
     bar.finish_and_clear();
     let written = written?;
     let mode = loaded.model.activations().name();
@@ -81,10 +78,7 @@ fn ppl(args: &Ppl) -> Result<()> {
     // the begin token only if this tokenizer puts it before a prompt
     let bos = tokenizer.bos_id().filter(|b| tokenizer.encode("", true).is_ok_and(|ids| ids.first() == Some(b)));
     let bar = token_bar("perplexity", ids.len() as u64);
-    let result = perplexity(&loaded.model, &ids, bos, args.protocol, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
+    let result = perplexity(&loaded.model, &ids, bos, args.protocol, &mut follow(&bar));
     bar.finish_and_clear();
     let r = result?;
     let mut out = std::io::stdout().lock();

@@ -139,10 +139,9 @@ fn dense(c: &Checkpoint, name: &str) -> Result<Option<Module>> {
 
 fn report(c: &Checkpoint) -> Result<Report> {
     let mut modules = vec![];
-    let packed: BTreeSet<String> = c.quantized_modules().into_iter().collect();
     let mut parameters = 0;
     let mut refused = BTreeSet::new();
-    for name in &packed {
+    for name in &c.quantized_modules() {
         let described = c.describe(name)?;
         refused.extend(described.refusal.clone());
         let m = quantized(&described);
@@ -151,7 +150,7 @@ fn report(c: &Checkpoint) -> Result<Report> {
     }
     for tensor in c.tensor_names() {
         let Some((module, part)) = tensor.rsplit_once('.') else { continue };
-        if packed.contains(module) && part != "bias" {
+        if c.is_part(tensor) {
             continue;
         }
         if let Some(info) = c.info(tensor) {

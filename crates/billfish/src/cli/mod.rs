@@ -35,9 +35,9 @@ enum Command {
     /// Find everything that is wrong or odd with a model folder (exit code 2 if something is)
     Doctor(doctor::Args),
     /// Compare every weight of two folders, whatever formats they are in; exit code 2 if any differs
-    Verify(verify::Args),
+    Verify(options::PairArgs),
     /// Say in what two folders differ: tensors, codes, zeros, scales, row order, configuration
-    Diff(diff::Args),
+    Diff(options::PairArgs),
     /// Show where one weight comes from: words, bits, zero point, scale
     Explain(explain::Args),
     /// Measure a model: logits or perplexity

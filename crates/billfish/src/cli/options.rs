@@ -83,9 +83,23 @@ pub fn isa_from_env() -> anyhow::Result<Option<String>> {
     }
 }
 
-/// Opens two folders.
-pub fn two_checkpoints(a: &Path, b: &Path) -> anyhow::Result<[Checkpoint; 2]> {
-    Ok([Checkpoint::open(a)?, Checkpoint::open(b)?])
+/// Two folders to compare.
+#[derive(clap::Args)]
+pub struct PairArgs {
+    /// A model folder
+    pub a: PathBuf,
+    /// The folder to compare it with, in any format
+    pub b: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl PairArgs {
+    /// Opens both.
+    pub fn open(&self) -> anyhow::Result<[Checkpoint; 2]> {
+        Ok([Checkpoint::open(&self.a)?, Checkpoint::open(&self.b)?])
+    }
 }
 
 /// Lists what is odd about folders that were read, on standard error.
@@ -146,6 +160,14 @@ pub fn byte_bar(what: &'static str, total: u64) -> ProgressBar {
 /// A progress bar over tokens.
 pub fn token_bar(what: &'static str, total: u64) -> ProgressBar {
     styled(what, total, "{msg} {wide_bar} {pos}/{len} tokens {per_sec} {eta}")
+}
+
+/// Moves a bar as work reports what is done and what there is in all.
+pub fn follow(bar: &ProgressBar) -> impl FnMut(u64, u64) {
+    |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    }
 }
 
 fn styled(what: &'static str, total: u64, template: &str) -> ProgressBar {

@@ -1,6 +1,6 @@
 //! `billfish synth`: a model folder with random weights.
 
-use super::options::byte_bar;
+use super::options::{byte_bar, follow};
 use anyhow::Result;
 use billfish::builtin_files;
 use billfish_quantize::{SynthSpec, synth};
@@ -30,10 +30,7 @@ pub fn run(args: &Args) -> Result<()> {
         .copied()
         .collect();
     let bar = byte_bar("writing", 0);
-    let written = synth(&args.spec, &args.out, args.shards, args.dense, args.seed, &tokenizer, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
+    let written = synth(&args.spec, &args.out, args.shards, args.dense, args.seed, &tokenizer, &mut follow(&bar));
     bar.finish_and_clear();
     let written = written?;
     eprintln!("{}: {} tensors, {:.1} MB in {} files", args.out.display(), written.tensors, written.bytes as f64 / 1e6, written.files.len());

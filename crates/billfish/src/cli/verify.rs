@@ -1,30 +1,18 @@
 //! `billfish verify`: whether two folders hold the same weights.
 
 use super::GateFailed;
-use super::options::{byte_bar, two_checkpoints, warn};
+use super::options::{PairArgs, byte_bar, warn};
 use anyhow::Result;
 use billfish_formats::{Certificate, Encodings, verify};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
 
 /// Entries of a long list that are printed; `--json` has them all.
 const MOST: usize = 20;
 
-#[derive(clap::Args)]
-pub struct Args {
-    /// A model folder
-    a: PathBuf,
-    /// The folder to compare it with, in any format
-    b: PathBuf,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-}
-
-pub fn run(args: &Args) -> Result<()> {
-    let [a, b] = two_checkpoints(&args.a, &args.b)?;
+pub fn run(args: &PairArgs) -> Result<()> {
+    let [a, b] = args.open()?;
     let bar = byte_bar("comparing", a.total_bytes() + b.total_bytes());
     let certificate = verify(&a, &b, &mut |done, _| bar.set_position(done));
     bar.finish_and_clear();

@@ -2,7 +2,7 @@
 
 use super::encode::Put;
 use crate::{FormatError, ModuleReport};
-use billfish_tensor::{DType, Packing, QuantMatrix, ScaleValues};
+use billfish_tensor::{DType, Packing, QuantMatrix};
 
 /// Outputs that are turned at once.
 const STRIP: usize = 64;
@@ -71,12 +71,8 @@ fn codes(m: &QuantMatrix, put: Put) -> Result<(), FormatError> {
 fn scales(m: &QuantMatrix, put: Put) -> Result<(), FormatError> {
     let (n, groups) = (m.out_features(), m.group_count());
     for col in 0..n {
-        let places = (0..groups).map(|g| g * n + col);
-        let bytes: Vec<u8> = match m.scales() {
-            ScaleValues::F16(v) => places.flat_map(|i| v[i].to_le_bytes()).collect(),
-            ScaleValues::BF16(v) => places.flat_map(|i| v[i].to_le_bytes()).collect(),
-            ScaleValues::F32(v) => places.flat_map(|i| v[i].to_le_bytes()).collect(),
-        };
+        let mut bytes = vec![];
+        (0..groups).for_each(|g| m.scales().put_le(g * n + col, &mut bytes));
         put(&bytes)?;
     }
     Ok(())

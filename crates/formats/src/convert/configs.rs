@@ -1,6 +1,6 @@
 //! The quantization config of the output, written from what the modules are and not from what the source's config says.
 
-use super::{Module, Target};
+use super::Target;
 use crate::agreement::kind;
 use crate::{Checkpoint, FormatError, GroupSize, ModuleReport};
 use serde_json::{Map, Value, json};
@@ -30,17 +30,17 @@ fn exactly(name: &str) -> String {
 }
 
 /// Dense modules of kinds that are quantized elsewhere, and the head if it is dense: what a config has to except.
-fn dense_modules(source: &Checkpoint, modules: &[Module]) -> Vec<String> {
-    let kinds: BTreeSet<String> = modules.iter().map(|m| kind(&m.report.module)).collect();
+fn dense_modules(source: &Checkpoint, modules: &[ModuleReport]) -> Vec<String> {
+    let kinds: BTreeSet<String> = modules.iter().map(|m| kind(&m.module)).collect();
     let dense = source.tensor_names().filter_map(|t| t.strip_suffix(".weight")).filter(|m| !source.has_codes(m));
     dense.filter(|m| kinds.contains(&kind(m)) || *m == "lm_head").map(String::from).collect()
 }
 
 /// The config, or `None` for a dense target. The commonest settings are the base, each other module has a rule.
-pub(super) fn quantization(source: &Checkpoint, modules: &[Module], target: Target) -> Result<Option<Value>, FormatError> {
+pub(super) fn quantization(source: &Checkpoint, modules: &[ModuleReport], target: Target) -> Result<Option<Value>, FormatError> {
     let Some(format) = target.format().filter(|_| !modules.is_empty()) else { return Ok(None) };
     let mut counts: BTreeMap<Settings, usize> = BTreeMap::new();
-    modules.iter().for_each(|m| *counts.entry(settings(&m.report)).or_default() += 1);
+    modules.iter().for_each(|m| *counts.entry(settings(m)).or_default() += 1);
     let Some((&base, _)) = counts.iter().max_by_key(|(_, count)| **count) else { return Ok(None) };
     match target {
         Target::Awq => awq(source, modules, base).map(Some),
@@ -53,16 +53,16 @@ fn meta() -> Value {
     json!({"quantizer": [concat!("billfish:", env!("CARGO_PKG_VERSION"))]})
 }
 
-fn gptq(source: &Checkpoint, modules: &[Module], base: Settings, format: &str) -> Value {
+fn gptq(source: &Checkpoint, modules: &[ModuleReport], base: Settings, format: &str) -> Value {
     let mut dynamic = Map::new();
     for module in dense_modules(source, modules).iter().filter(|m| *m != "lm_head") {
         dynamic.insert(format!("-:{}", exactly(module)), json!({}));
     }
     for m in modules {
-        let s = settings(&m.report);
+        let s = settings(m);
         if s != base {
             let rule = json!({"bits": s.bits, "group_size": s.group_size, "sym": s.sym, "desc_act": s.desc_act});
-            dynamic.insert(format!("+:{}", exactly(&m.report.module)), rule);
+            dynamic.insert(format!("+:{}", exactly(&m.module)), rule);
         }
     }
     let mut config = json!({
@@ -70,7 +70,7 @@ fn gptq(source: &Checkpoint, modules: &[Module], base: Settings, format: &str) -
         "group_size": base.group_size,
         "sym": base.sym,
         "desc_act": base.desc_act,
-        "lm_head": modules.iter().any(|m| m.report.module == "lm_head"),
+        "lm_head": modules.iter().any(|m| m.module == "lm_head"),
         "quant_method": "gptq",
         "method": "gptq",
         "checkpoint_format": format,
@@ -85,9 +85,9 @@ fn gptq(source: &Checkpoint, modules: &[Module], base: Settings, format: &str) -
 }
 
 /// AWQ has one group size for all modules.
-fn awq(source: &Checkpoint, modules: &[Module], base: Settings) -> Result<Value, FormatError> {
-    if let Some(m) = modules.iter().find(|m| settings(&m.report).group_size != base.group_size) {
-        let (module, other) = (&m.report.module, settings(&m.report).group_size);
+fn awq(source: &Checkpoint, modules: &[ModuleReport], base: Settings) -> Result<Value, FormatError> {
+    if let Some(m) = modules.iter().find(|m| settings(m).group_size != base.group_size) {
+        let (module, other) = (&m.module, settings(m).group_size);
         let found = format!("`{module}` has groups of {other} rows and most others of {}, and AWQ has one size", base.group_size);
         return Err(FormatError::Lossy { folder: source.name().into(), target: Target::Awq.to_string(), found });
     }
@@ -97,16 +97,16 @@ fn awq(source: &Checkpoint, modules: &[Module], base: Settings) -> Result<Value,
         "group_size": base.group_size,
         "zero_point": true,
         "version": "gemm",
-        "lm_head": modules.iter().any(|m| m.report.module == "lm_head"),
+        "lm_head": modules.iter().any(|m| m.module == "lm_head"),
         "modules_to_not_convert": dense_modules(source, modules),
     }))
 }
 
 /// compressed-tensors has a group of modules for each kind of settings; the base speaks of all linear layers.
-fn compressed(source: &Checkpoint, modules: &[Module], base: Settings) -> Value {
+fn compressed(source: &Checkpoint, modules: &[ModuleReport], base: Settings) -> Value {
     let mut groups: BTreeMap<Settings, Vec<&str>> = BTreeMap::new();
     for m in modules {
-        groups.entry(settings(&m.report)).or_default().push(&m.report.module);
+        groups.entry(settings(m)).or_default().push(&m.module);
     }
     let mut config_groups = Map::new();
     for (number, (s, names)) in groups.into_iter().enumerate() {

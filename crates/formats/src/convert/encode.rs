@@ -2,7 +2,7 @@
 
 use super::{Loss, Target, awq, compressed};
 use crate::{FormatError, ModuleReport};
-use billfish_tensor::{Codes, DType, Packing, QuantMatrix, ScaleValues};
+use billfish_tensor::{Codes, DType, Packing, QuantMatrix};
 use half::{bf16, f16};
 
 /// Takes the pieces of a tensor in order.
@@ -26,7 +26,7 @@ fn legal_zeros(target: Target, bits: u32) -> std::ops::RangeInclusive<u16> {
 }
 
 /// An error if the target has no place for such a module, whatever is allowed.
-pub(super) fn check_width(r: &ModuleReport, target: Target, folder: &str) -> Result<(), FormatError> {
+pub(super) fn check(r: &ModuleReport, target: Target, folder: &str) -> Result<(), FormatError> {
     let refusal = match target {
         Target::Gptq | Target::GptqV2 if matches!(r.bits, 5..=7) => {
             Some(format!("`{}` has {} bits, which only gptq_p stores", r.module, r.bits))
@@ -113,11 +113,11 @@ pub(super) fn write(
         }
         ("qweight", _) => qweight(m, packing(target), put),
         ("qzeros", _) => qzeros(m, target, put),
-        _ => match m.scales() {
-            ScaleValues::F16(v) => put(&v.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
-            ScaleValues::BF16(v) => put(&v.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
-            ScaleValues::F32(v) => put(&v.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
-        },
+        _ => {
+            let mut bytes = vec![];
+            (0..m.scales().len()).for_each(|i| m.scales().put_le(i, &mut bytes));
+            put(&bytes)
+        }
     }
 }
 

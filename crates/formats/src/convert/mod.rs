@@ -108,23 +108,13 @@ pub struct Converted {
     pub losses: Vec<Loss>,
 }
 
-/// A quantized module of the source.
-struct Module {
-    report: ModuleReport,
-}
-
-impl Module {
-    fn read(&self, source: &Checkpoint) -> Result<QuantMatrix, FormatError> {
-        let r = &self.report;
-        match source.linear(&r.module, r.in_features, r.out_features, BiasRule::Optional)? {
-            LinearWeight::Quantized(m) => Ok(m),
-            LinearWeight::Dense { .. } => Err(FormatError::tensor(
-                source.name(),
-                &r.module,
-                "a quantized module",
-                "a dense one",
-                "the folder changed while it was read, convert it again",
-            )),
+/// Reads a quantized module of the source.
+fn read(source: &Checkpoint, r: &ModuleReport) -> Result<QuantMatrix, FormatError> {
+    match source.linear(&r.module, r.in_features, r.out_features, BiasRule::Optional)? {
+        LinearWeight::Quantized(m) => Ok(m),
+        LinearWeight::Dense { .. } => {
+            let remedy = "the folder changed while it was read, convert it again";
+            Err(FormatError::tensor(source.name(), &r.module, "a quantized module", "a dense one", remedy))
         }
     }
 }
@@ -158,24 +148,24 @@ pub fn convert(
 ) -> Result<Converted, FormatError> {
     output::check_free(out)?;
     let names = source.quantized_modules();
-    let modules: Vec<Module> = names.iter().map(|n| Ok(Module { report: source.describe(n)? })).collect::<Result<_, FormatError>>()?;
-    let first_pass: u64 = modules.iter().map(|m| m.report.bytes).sum();
-    let planned = plan(source, &modules, target)?;
+    let modules: Vec<ModuleReport> = names.iter().map(|n| source.describe(n)).collect::<Result<_, _>>()?;
+    let first_pass: u64 = modules.iter().map(|m| m.bytes).sum();
+    let planned = plan(source, &modules, target);
     let total = first_pass + planned.iter().map(|p| output::bytes_of(&p.spec)).sum::<u64>();
 
+    modules.iter().try_for_each(|m| encode::check(m, target, source.name()))?;
     let (mut losses, mut done) = (vec![], 0);
     for module in &modules {
-        encode::check_width(&module.report, target, source.name())?;
-        losses.extend(encode::losses(&module.report.module, &module.read(source)?, target));
-        done += module.report.bytes;
+        losses.extend(encode::losses(&module.module, &read(source, module)?, target));
+        done += module.bytes;
         progress(done, total);
     }
     if !allow_lossy && !losses.is_empty() {
         return Err(FormatError::Lossy { folder: source.name().into(), target: target.to_string(), found: list(&losses) });
     }
 
-    let mut folder = output::Folder::create(out)?;
     let config = configs::quantization(source, &modules, target)?;
+    let mut folder = output::Folder::create(out)?;
     folder.copy_files(source)?;
     folder.write_config(source, config)?;
     let shards = output::split(planned);
@@ -197,7 +187,7 @@ pub fn convert(
                 Origin::Module(at) => {
                     let matrix = match encoded.take() {
                         Some((i, matrix)) if i == at => matrix,
-                        _ => modules[at].read(source)?,
+                        _ => read(source, &modules[at])?,
                     };
                     let part = p.spec.0.rsplit('.').next().unwrap_or_default();
                     encode::write(&matrix, target, part, &mut write)?;
@@ -213,27 +203,20 @@ pub fn convert(
 }
 
 /// Every tensor of the output, sorted by name as the source's are.
-fn plan(source: &Checkpoint, modules: &[Module], target: Target) -> Result<Vec<Planned>, FormatError> {
+fn plan(source: &Checkpoint, modules: &[ModuleReport], target: Target) -> Vec<Planned> {
     let mut planned = vec![];
     for (i, module) in modules.iter().enumerate() {
-        let name = &module.report.module;
-        let specs = encode::specs(&module.report, target);
-        planned.extend(
-            specs
-                .into_iter()
-                .map(|(part, dtype, shape)| Planned { spec: (format!("{name}.{part}"), dtype, shape), origin: Origin::Module(i) }),
-        );
+        for (part, dtype, shape) in encode::specs(module, target) {
+            planned.push(Planned { spec: (format!("{}.{part}", module.module), dtype, shape), origin: Origin::Module(i) });
+        }
     }
-    let parts = |tensor: &str| {
-        modules.iter().any(|m| tensor.strip_prefix(m.report.module.as_str()).is_some_and(|p| p.starts_with('.') && p != ".bias"))
-    };
-    for tensor in source.tensor_names().filter(|t| !parts(t)) {
+    for tensor in source.tensor_names().filter(|t| !source.is_part(t)) {
         if let Some(info) = source.info(tensor) {
             planned.push(Planned { spec: (tensor.into(), info.dtype, info.shape.clone()), origin: Origin::Copy });
         }
     }
     planned.sort_by(|a, b| a.spec.0.cmp(&b.spec.0));
-    Ok(planned)
+    planned
 }
 
 /// The first losses and how many more there are.
