@@ -108,6 +108,15 @@ impl LoadedModel {
         Ok(Self { model, tokenizer, name: checkpoint.name().into(), warnings, load_time: begin.elapsed(), sampling })
     }
 
+    /// How activations enter the matmuls, such as `int8 activations, one scale a token in 14 modules`.
+    pub fn precision(&self) -> String {
+        let name = self.model.activations().name();
+        match self.model.token_scaled_modules() {
+            0 => format!("{name} activations"),
+            modules => format!("{name} activations, one scale a token in {modules} modules as their config asks"),
+        }
+    }
+
     /// Options as the model's `generation_config.json` says, 256 tokens at most.
     pub fn generate_options(&self) -> GenerateOptions {
         GenerateOptions { sampling: self.sampling.clone(), max_tokens: 256, ..GenerateOptions::default() }

@@ -313,7 +313,11 @@ fn formats_that_are_read_run_and_say_what_they_are() {
         let (text, _) = ok(&["inspect", path.to_str().unwrap()]);
         assert!(text.contains(&format!("quantization  {format} by ")) && text.contains(words), "{text}");
         let (_, err) = ok(&["run", path.to_str().unwrap(), "--prompt", "the king", "--max-tokens", "4", "--seed", "1"]);
-        assert_eq!(err.contains("the weights run alone"), name == "llama-ct-w8a8", "{err}");
+        let asks = name == "llama-ct-w8a8";
+        assert_eq!(err.contains("the weights run alone"), asks, "{err}");
+        assert!(err.contains(", exact activations, "), "{err}");
+        let (_, err) = ok(&["run", path.to_str().unwrap(), "--prompt", "the king", "--max-tokens", "4", "--activations", "int8"]);
+        assert_eq!(err.contains("int8 activations, one scale a token in 14 modules as their config asks"), asks, "{err}");
     }
 }
 

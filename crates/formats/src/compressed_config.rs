@@ -7,6 +7,7 @@ use crate::selection::Selection;
 use crate::targets::Target;
 use crate::warning::{WarningKind, Warnings};
 use crate::{FormatError, QuantConfig};
+use billfish_tensor::ActivationScale;
 use serde_json::{Map, Value};
 
 const FORMATS: [(&str, CheckpointFormat); 5] = [
@@ -77,13 +78,18 @@ fn group(
     let mut keys = Keys::new(file, prefix, map);
     let names = keys.required(&["targets"], "name the modules of the group, such as `Linear`", keys::names)?;
     let targets = names.iter().map(|t| Target::read(file, &format!("{prefix}targets"), t)).collect::<Result<_, _>>()?;
+    let mut activation_scale = ActivationScale::default();
     for key in ["input_activations", "output_activations"] {
         if let Some(a) = keys.optional(&[key], keys::map)? {
             let show = |k: &str| a.get(k).map_or_else(|| "?".into(), |v| v.as_str().map_or_else(|| v.to_string(), String::from));
             let what = format!("{} bit {}, one scale a {}", show("num_bits"), show("type"), show("strategy"));
-            let message =
-                format!("the config describes quantized activations (`{key}`: {what}): they are not applied, the weights run alone");
-            warnings.add(WarningKind::Config, message);
+            let applied = if key == "input_activations" && asks_for_tokens(&a) {
+                activation_scale = ActivationScale::Token;
+                "applied with int8 activations; with any other precision the weights run alone"
+            } else {
+                "they are not applied, the weights run alone"
+            };
+            warnings.add(WarningKind::Config, format!("the config describes quantized activations (`{key}`: {what}): {applied}"));
         }
     }
     let format = keys.optional(&["format"], format)?.or(overall);
@@ -94,7 +100,19 @@ fn group(
         return Err(keys.wrong("format", "pack-quantized or int-quantized".into(), "no such key".into(), "write the format of the group"));
     };
     let scheme = scheme(file, &format!("{prefix}weights."), &weights, format, warnings)?;
-    Ok(Some((targets, scheme)))
+    Ok(Some((targets, Scheme { activation_scale, ..scheme })))
+}
+
+/// Whether activations are to be 8-bit integers with one scale a token, found while the model runs.
+fn asks_for_tokens(a: &Map<String, Value>) -> bool {
+    let is = |key: &str, value: Value| a.get(key).is_some_and(|v| *v == value);
+    let whole = |key: &str| a.get(key).is_none_or(Value::is_null);
+    is("num_bits", 8.into())
+        && a.get("type").is_none_or(|v| v == "int")
+        && a.get("symmetric").is_none_or(|v| v == true)
+        && is("strategy", "token".into())
+        && is("dynamic", true.into())
+        && whole("group_size")
 }
 
 fn scheme(
@@ -135,5 +153,12 @@ fn scheme(
         keys.optional(&[key], |_, _, _| Ok(()))?;
     }
     keys.warn_of_the_rest(warnings);
-    Ok(Scheme { bits, group_size, sym, desc_act: desc_act && group_size != GroupSize::Channel, format })
+    Ok(Scheme {
+        bits,
+        group_size,
+        sym,
+        desc_act: desc_act && group_size != GroupSize::Channel,
+        format,
+        activation_scale: ActivationScale::default(),
+    })
 }

@@ -152,7 +152,8 @@ impl<'a> Module<'a> {
             tensor.mark_read();
         }
         let groups = self.groups.clone();
-        QuantMatrix::new(self.k, self.n, self.scheme.bits, codes, scales, zeros, groups, bias).map_err(|e| self.explain(e))
+        let matrix = QuantMatrix::new(self.k, self.n, self.scheme.bits, codes, scales, zeros, groups, bias).map_err(|e| self.explain(e))?;
+        Ok(matrix.with_activation_scale(self.scheme.activation_scale))
     }
 
     /// Why the module is not read, if it is not.

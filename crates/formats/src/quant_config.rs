@@ -7,7 +7,7 @@ use crate::keys::{self, Keys};
 use crate::selection::Selection;
 use crate::warning::{WarningKind, Warnings};
 use crate::{FormatError, Writer, ZeroLabel};
-use billfish_tensor::Packing;
+use billfish_tensor::{ActivationScale, Packing};
 use serde_json::{Map, Value};
 use std::fmt;
 
@@ -100,6 +100,8 @@ pub struct Scheme {
     pub desc_act: bool,
     /// The format, after what `bits` implies: 5, 6 and 7 bit exist in the planar layout only.
     pub format: CheckpointFormat,
+    /// The scale that 8-bit activations are to have.
+    pub activation_scale: ActivationScale,
 }
 
 impl Scheme {
@@ -187,7 +189,7 @@ impl QuantConfig {
         };
         keys.warn_of_the_rest(warnings);
         let desc_act = raw_desc_act && group_size != GroupSize::Channel;
-        let base = Scheme { bits, group_size, sym, desc_act, format };
+        let base = Scheme { bits, group_size, sym, desc_act, format, activation_scale: ActivationScale::default() };
         let config = Self { writer, lm_head, modules, dynamic, pack_dtype, raw_desc_act, ..Self::new(file, base, selection, None) };
         if config.scheme_of(None).format != format {
             warnings.add(
@@ -200,7 +202,7 @@ impl QuantConfig {
 
     /// A config that says how modules are quantized, and nothing else.
     pub(crate) fn new(file: &str, base: Scheme, selection: Selection, padded_words: Option<bool>) -> Self {
-        let Scheme { bits, group_size, sym, desc_act, format } = base;
+        let Scheme { bits, group_size, sym, desc_act, format, .. } = base;
         let (writer, lm_head, modules, dynamic, pack_dtype) = (None, false, vec![], Dynamic::default(), None);
         let file = file.into();
         Self {
@@ -253,6 +255,7 @@ impl QuantConfig {
             // With one group the order of rows means nothing; a rule may have brought the two together.
             desc_act: desc_act && group_size != GroupSize::Channel,
             format: if matches!(bits, 5..=7) && self.format.is_gptq() { CheckpointFormat::GptqP } else { self.format },
+            activation_scale: ActivationScale::default(),
         }
     }
 }

@@ -116,6 +116,7 @@ impl QuantizedInput {
                         blocks,
                         rows: t.rows,
                         row,
+                        scale: weight.activation_scale,
                         planes: digits.at(t.padded_start * this.planes * this.quads),
                         scales: scales.at(t.padded_start * this.blocks),
                         sums: sums.at(t.padded_start * this.blocks * this.sum_kinds()),

@@ -139,7 +139,7 @@ impl Backend {
             let mut input = 0;
             if let Weight::Quantized(w) = weight {
                 let same = chunks.iter().rev().find_map(|c: &Chunk| match products[c.product].0 {
-                    Weight::Quantized(other) if Arc::ptr_eq(&w.order, &other.order) => Some(c.input),
+                    Weight::Quantized(other) if w.shares_input(other) => Some(c.input),
                     _ => None,
                 });
                 input = same.unwrap_or_else(|| {

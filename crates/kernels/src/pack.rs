@@ -20,7 +20,7 @@
 
 use crate::KernelError;
 use crate::aligned::AlignedBytes;
-use billfish_tensor::{DType, DenseTensor, QuantMatrix, RowOrder, ScaleValues, Zeros};
+use billfish_tensor::{ActivationScale, DType, DenseTensor, QuantMatrix, RowOrder, ScaleValues, Zeros};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -123,6 +123,7 @@ pub struct PackedMatrix {
     pub(crate) scale: ScaleKind,
     pub(crate) zero: ZeroKind,
     pub(crate) order: Arc<RowOrder>,
+    pub(crate) activation_scale: ActivationScale,
     pub(crate) blocks: Vec<BlockAt>,
     pub(crate) panel_bytes: usize,
     data: AlignedBytes,
@@ -162,6 +163,7 @@ impl PackedMatrix {
             scale,
             zero,
             order: Arc::new(order),
+            activation_scale: m.activation_scale(),
             blocks,
             panel_bytes,
             data: AlignedBytes::zeroed(0),
@@ -276,6 +278,16 @@ impl PackedMatrix {
     /// Name of the kernel's layout, for reports.
     pub fn kernel(&self) -> &'static str {
         kernel_name(self.bits)
+    }
+
+    /// Whether its activations, made integers, serve `other` too.
+    pub(crate) fn shares_input(&self, other: &PackedMatrix) -> bool {
+        Arc::ptr_eq(&self.order, &other.order) && self.activation_scale == other.activation_scale
+    }
+
+    /// The scale that 8-bit activations have.
+    pub fn activation_scale(&self) -> ActivationScale {
+        self.activation_scale
     }
 
     /// Takes over `other`'s row order if it is equal, so that modules with one input share one permutation and their

@@ -3,7 +3,7 @@
 mod common;
 
 use billfish_kernels::{Activations, Backend, Isa, MatmulScratch, PackedDense, PackedMatrix, Weight};
-use billfish_tensor::{DType, DenseTensor, QuantMatrix, oracle};
+use billfish_tensor::{ActivationScale, DType, DenseTensor, QuantMatrix, oracle};
 use common::{Order, Rng, Spec, activations, matrix};
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -229,4 +229,58 @@ proptest! {
     ) {
         check(&Spec { k, n, bits, group, zeros, order, scales, bias, seed }, &[m]);
     }
+}
+
+/// Weights that ask for one scale a token get it in 8 bit, and only there: every quantity recomputed in f64 from the
+/// definition `x_scale = amax(row) / 127`, `v = round(x / x_scale)`.
+#[test]
+fn one_scale_a_token_where_a_weight_asks() {
+    for (k, n, group, order) in [(300, 70, 128, Order::Plain), (256, 64, 32, Order::Shuffled), (17, 3, 0, Order::Plain)] {
+        let spec = Spec { k, n, bits: 8, group, order, ..PLAIN };
+        let (block, token) = (matrix(&spec), matrix(&spec).with_activation_scale(ActivationScale::Token));
+        let weights = [&block, &token].map(|m| Weight::Quantized(PackedMatrix::new(m).unwrap()));
+        let (m, w) = (7, oracle::dequantize(&token));
+        let bias: Vec<f64> = token.bias().unwrap().iter().map(|&b| f64::from(b)).collect();
+        let x = activations(&mut Rng(5), m, k);
+        for isa in Isa::available() {
+            let [block, token] = [0, 1].map(|i| run(isa, 2, &weights[i], &x, m, Activations::Int8));
+            assert!(k < 128 || block != token);
+            for (r, row) in x.chunks(k).enumerate() {
+                let step = row.iter().fold(0.0, |a, v| f64::max(a, f64::from(v.abs()))) / 127.0;
+                for c in 0..n {
+                    let (mut want, mut size) = (bias[c], 0.0);
+                    for (i, v) in row.iter().enumerate() {
+                        let term = (f64::from(*v) / step).round() * step * w[i * n + c];
+                        want += term;
+                        size += term.abs();
+                    }
+                    // a value within an f32 rounding of a half step may round to the other side
+                    let half = |v: &&f32| ((f64::from(**v) / step).fract().abs() - 0.5).abs() < 1e-4;
+                    let ties = row.iter().filter(half).count() as f64 * step * 30.0;
+                    let error = (f64::from(token[r * n + c]) - want).abs();
+                    assert!(error <= size * 1e-5 + ties + 1e-12, "{spec:?} {isa:?} [{r}, {c}]: off by {error:e}");
+                }
+            }
+            for a in [Activations::Exact, Activations::Strict] {
+                assert_eq!(run(isa, 1, &weights[0], &x, m, a), run(isa, 1, &weights[1], &x, m, a));
+            }
+        }
+    }
+}
+
+/// A product with both kinds of weight gives each its own activations.
+#[test]
+fn weights_with_other_scales_do_not_share_activations() {
+    let spec = Spec { k: 256, n: 64, group: 64, ..PLAIN };
+    let plain = PackedMatrix::new(&matrix(&spec)).unwrap();
+    let mut token = PackedMatrix::new(&matrix(&spec).with_activation_scale(ActivationScale::Token)).unwrap();
+    token.share_order(&plain);
+    let weights = [plain, token].map(Weight::Quantized);
+    let x = activations(&mut Rng(9), 1, spec.k);
+    let backend = Backend::new(Isa::Scalar, 1).unwrap();
+    let [mut a, mut b] = [vec![0.0; spec.n], vec![0.0; spec.n]];
+    backend.matmul(&mut MatmulScratch::default(), &x, 1, Activations::Int8, &mut [(&weights[0], &mut a), (&weights[1], &mut b)]);
+    assert_eq!(a, run(Isa::Scalar, 1, &weights[0], &x, 1, Activations::Int8));
+    assert_eq!(b, run(Isa::Scalar, 1, &weights[1], &x, 1, Activations::Int8));
+    assert_ne!(a, b);
 }

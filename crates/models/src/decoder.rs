@@ -4,7 +4,7 @@ use crate::load::{LoadOptions, ModuleUse};
 use crate::rope::Angles;
 use crate::{DecoderConfig, ModelError};
 use billfish_kernels::{Activations, AttentionScratch, Backend, KvLayer, MatmulScratch, PackedDense, Weight};
-use billfish_tensor::DenseTensor;
+use billfish_tensor::{ActivationScale, DenseTensor};
 use std::sync::Arc;
 
 /// The rows that tokens become, and the head that logits come from.
@@ -162,6 +162,12 @@ impl Model {
     /// Precision of activations.
     pub fn activations(&self) -> Activations {
         self.options.activations
+    }
+
+    /// Modules whose activations have one scale a token, as their config asks; none with precisions above 8 bit.
+    pub fn token_scaled_modules(&self) -> usize {
+        let asked = |m: &&ModuleUse| m.activation_scale == ActivationScale::Token;
+        if self.options.activations == Activations::Int8 { self.modules.iter().filter(asked).count() } else { 0 }
     }
 
     /// What each linear module became.

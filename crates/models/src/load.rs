@@ -5,6 +5,7 @@ use crate::plan::{self, EMBEDDING, FINAL_NORM, GateUpPlan, HEAD, Linear, Norm};
 use crate::{DecoderConfig, ModelError};
 use billfish_formats::{BiasRule, Checkpoint, LinearWeight};
 use billfish_kernels::{Activations, Backend, KvType, PackedDense, PackedMatrix, Weight};
+use billfish_tensor::ActivationScale;
 use std::sync::Arc;
 
 /// How a model is to be run.
@@ -40,6 +41,8 @@ pub struct ModuleUse {
     pub kernel: &'static str,
     /// Bytes in memory.
     pub bytes: usize,
+    /// The scale that 8-bit activations have.
+    pub activation_scale: ActivationScale,
 }
 
 struct Loader<'a> {
@@ -90,7 +93,8 @@ impl Loader<'_> {
             LinearWeight::Dense { weight, bias } => PackedDense::new(&weight, bias).map(|w| Weight::Dense(Arc::new(w))),
         };
         let weight = packed.map_err(|source| ModelError::Pack { module: l.name.clone(), source })?;
-        self.modules.push(ModuleUse { module: l.name.clone(), kernel: weight.kernel(), bytes: weight.bytes() });
+        let activation_scale = if let Weight::Quantized(w) = &weight { w.activation_scale() } else { ActivationScale::Block };
+        self.modules.push(ModuleUse { module: l.name.clone(), kernel: weight.kernel(), bytes: weight.bytes(), activation_scale });
         self.account(&l.name);
         Ok(weight)
     }
@@ -116,7 +120,12 @@ impl Loader<'_> {
                 let packed = PackedDense::new(&table, None).map_err(|source| ModelError::Pack { module: EMBEDDING.into(), source })?;
                 let rows = Arc::new(packed);
                 let head = Weight::Dense(Arc::clone(&rows));
-                self.modules.push(ModuleUse { module: EMBEDDING.into(), kernel: head.kernel(), bytes: head.bytes() });
+                self.modules.push(ModuleUse {
+                    module: EMBEDDING.into(),
+                    kernel: head.kernel(),
+                    bytes: head.bytes(),
+                    activation_scale: ActivationScale::Block,
+                });
                 Vocabulary::Tied { rows, head }
             }
         };

@@ -21,4 +21,4 @@ pub use dense::DenseTensor;
 pub use dtype::DType;
 pub use error::TensorError;
 pub use fields::BitField;
-pub use quant::{Groups, QuantMatrix, RowOrder, ScaleValues, Zeros};
+pub use quant::{ActivationScale, Groups, QuantMatrix, RowOrder, ScaleValues, Zeros};

@@ -66,6 +66,16 @@ pub enum Zeros {
     PerGroup(Vec<u16>),
 }
 
+/// How many of a token's activations share a scale where they are made 8-bit integers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ActivationScale {
+    /// Those of a block of rows: the kernels' own choice.
+    #[default]
+    Block,
+    /// All of them, as checkpoints that were made for 8-bit activations ask.
+    Token,
+}
+
 /// Which group an input row belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Groups {
@@ -103,6 +113,7 @@ pub struct QuantMatrix {
     zeros: Zeros,
     groups: Groups,
     bias: Option<Vec<f32>>,
+    activation_scale: ActivationScale,
 }
 
 impl QuantMatrix {
@@ -183,7 +194,18 @@ impl QuantMatrix {
                 return Err(TensorError::Value { part: "bias", index, expected: "a finite number".into(), found: b[index].to_string() });
             }
         }
-        Ok(Self { in_features, out_features, bits, codes, scales, zeros, groups, bias })
+        Ok(Self { in_features, out_features, bits, codes, scales, zeros, groups, bias, activation_scale: ActivationScale::default() })
+    }
+
+    /// The same weight, made for activations with another scale. Precisions above 8 bit do not look at it.
+    #[must_use]
+    pub fn with_activation_scale(self, activation_scale: ActivationScale) -> Self {
+        Self { activation_scale, ..self }
+    }
+
+    /// The scale that 8-bit activations are to have.
+    pub fn activation_scale(&self) -> ActivationScale {
+        self.activation_scale
     }
 
     /// K: length of the input vector.

@@ -61,8 +61,8 @@ fn logits(args: &Logits) -> Result<()> {
     let written = eval_logits(&loaded.model, &args.input_ids, &args.output, args.chunk as usize, &mut follow(&bar));
     bar.finish_and_clear();
     let written = written?;
-    let mode = loaded.model.activations().name();
-    eprintln!("{}: logits [{}, {}] with {mode} activations", args.output.display(), written.tokens, written.vocab_size);
+    let mode = loaded.precision();
+    eprintln!("{}: logits [{}, {}] with {mode}", args.output.display(), written.tokens, written.vocab_size);
     Ok(())
 }
 
@@ -90,16 +90,13 @@ fn ppl(args: &Ppl) -> Result<()> {
             "ppl": r.ppl,
             "ppl_se": r.ppl_se,
             "activations": loaded.model.activations().name(),
+            "token_scaled_modules": loaded.model.token_scaled_modules(),
             "kv_cache_dtype": loaded.model.kv_type().name(),
         });
         writeln!(out, "{object}")?;
     } else {
-        let mode = loaded.model.activations().name();
-        writeln!(
-            out,
-            "{}: perplexity {:.5} ± {:.5} ({}, {} predictions, {mode} activations)",
-            loaded.name, r.ppl, r.ppl_se, r.protocol, r.tokens
-        )?;
+        let mode = loaded.precision();
+        writeln!(out, "{}: perplexity {:.5} ± {:.5} ({}, {} predictions, {mode})", loaded.name, r.ppl, r.ppl_se, r.protocol, r.tokens)?;
     }
     Ok(())
 }

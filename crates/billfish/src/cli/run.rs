@@ -109,6 +109,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "kernel": stats::kernels(&loaded),
             "threads": loaded.model.backend().threads(),
             "activations": loaded.model.activations().name(),
+            "token_scaled_modules": loaded.model.token_scaled_modules(),
             "kv_cache_dtype": loaded.model.kv_type().name(),
         });
         writeln!(out, "{object}")?;

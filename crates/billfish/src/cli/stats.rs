@@ -28,7 +28,7 @@ pub fn print(model: &LoadedModel, done: &Completion, seed: u64) {
     let t = &done.timings;
     let memory = peak_memory().map_or_else(|| "unknown".into(), |b| format!("{:.0} MB", b as f64 / 1e6));
     eprintln!(
-        "[{}: load {:.2} s | prompt {} tokens, {:.1} tokens/s | generation {} tokens, {:.1} tokens/s | peak memory {memory} | {}, {} threads, {} activations, {} KV cache | seed {seed}]",
+        "[{}: load {:.2} s | prompt {} tokens, {:.1} tokens/s | generation {} tokens, {:.1} tokens/s | peak memory {memory} | {}, {} threads, {}, {} KV cache | seed {seed}]",
         model.name,
         model.load_time.as_secs_f64(),
         t.prompt_tokens,
@@ -37,7 +37,7 @@ pub fn print(model: &LoadedModel, done: &Completion, seed: u64) {
         t.generation_rate(),
         kernels(model),
         model.model.backend().threads(),
-        model.model.activations().name(),
+        model.precision(),
         model.model.kv_type().name(),
     );
 }

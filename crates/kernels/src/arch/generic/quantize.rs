@@ -2,6 +2,7 @@
 
 use crate::arch::vector::Vector;
 use crate::pack::BlockAt;
+use billfish_tensor::ActivationScale;
 
 /// Largest integer of each precision: the largest whose top digit still fits a signed byte.
 pub(crate) const LIMIT: [f32; 3] = [127.0, 32512.0, 8_323_072.0];
@@ -18,6 +19,8 @@ pub(crate) struct QuantizeArgs<'a> {
     pub rows: usize,
     /// This row.
     pub row: usize,
+    /// What shares a scale, if there is one plane.
+    pub scale: ActivationScale,
     /// `[block][plane][quad][rows]` dwords.
     pub planes: *mut i32,
     /// `[block][rows]`.
@@ -26,8 +29,29 @@ pub(crate) struct QuantizeArgs<'a> {
     pub sums: *mut i32,
 }
 
-/// Quantizes one row: `scale = amax / LIMIT`, `v = round(x * (LIMIT / amax))`, ties to even. A block that holds an
-/// infinity or a NaN gets a NaN scale, so that the result is NaN too; one too small to invert (below 2^-100) counts as 0.
+/// The largest magnitude of `values`, a multiple of sixteen of them, and a number that is 0 if all are finite.
+///
+/// # Safety
+/// The instruction set of `V`.
+#[inline(always)]
+unsafe fn largest<V: Vector>(values: &[f32]) -> (f32, f32) {
+    // SAFETY: every load lies inside `values`.
+    unsafe {
+        let mut max = V::splat_f(0.0);
+        let mut nan = V::splat_f(0.0);
+        for i in 0..values.len() / 16 {
+            let v = V::load_f(values.as_ptr().add(16 * i));
+            max = V::max_f(V::abs_f(v), max);
+            // x - x is 0 for every finite x and NaN otherwise
+            nan = V::add_f(nan, V::sub_f(v, v));
+        }
+        (V::max_lane(max), V::sum(nan))
+    }
+}
+
+/// Quantizes one row: `scale = amax / LIMIT`, `v = round(x * (LIMIT / amax))`, ties to even, `amax` being that of the
+/// block or, if the weight asks for it and there is one plane, of the row. A block that holds an infinity or a NaN gets a
+/// NaN scale, so that the result is NaN too; one too small to invert (below 2^-100) counts as 0.
 ///
 /// # Safety
 /// The instruction set of `V`; blocks lie inside `x` (or the permutation, whose entries do); the three outputs hold
@@ -35,6 +59,14 @@ pub(crate) struct QuantizeArgs<'a> {
 #[inline(always)]
 pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
     let sum_kinds = if P == 3 { 2 } else { 1 };
+    let of_row = (P == 1 && a.scale == ActivationScale::Token).then(|| {
+        let (whole, rest) = a.x.split_at(a.x.len() / 16 * 16);
+        let mut last = [0.0; 16];
+        last[..rest.len()].copy_from_slice(rest);
+        // SAFETY: the caller's instruction set.
+        let ((max, nan), (last_max, last_nan)) = unsafe { (largest::<V>(whole), largest::<V>(&last)) };
+        (max.max(last_max), nan + last_nan)
+    });
     for (b, block) in a.blocks.iter().enumerate() {
         let mut values = [0.0f32; 128];
         let source = block.k..block.k + block.len;
@@ -45,16 +77,8 @@ pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
         let vectors = block.len.div_ceil(16);
         // SAFETY: `values` holds eight vectors; outputs by the contract above.
         unsafe {
-            let mut max = V::splat_f(0.0);
-            let mut nan = V::splat_f(0.0);
-            for i in 0..vectors {
-                let v = V::load_f(values.as_ptr().add(16 * i));
-                max = V::max_f(V::abs_f(v), max);
-                // x - x is 0 for every finite x and NaN otherwise
-                nan = V::add_f(nan, V::sub_f(v, v));
-            }
-            let amax = V::max_lane(max);
-            let finite = V::sum(nan) == 0.0;
+            let (amax, nan) = of_row.unwrap_or_else(|| largest::<V>(&values[..16 * vectors]));
+            let finite = nan == 0.0;
             let usable = finite && amax >= 7.9e-31;
             let inverse = if usable { LIMIT[P - 1] / amax } else { 0.0 };
             let scale = match (finite, usable) {
