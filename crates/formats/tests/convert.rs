@@ -197,3 +197,22 @@ fn an_output_that_is_taken_is_left_alone() {
     assert!(convert(&Checkpoint::open(&high.0).unwrap(), &place, Target::GptqV2, false, &mut |_, _| ()).is_err());
     assert_eq!(std::fs::read_dir(&out.0).unwrap().count(), 1);
 }
+
+/// GPTQModel loads asymmetric v1 folders only beside its own name: it stays where both programs store zero points alike.
+#[test]
+fn the_name_of_the_quantizer_stays_where_its_zero_points_are_stored_alike() {
+    let quantizers = |name: &str, to, version: Option<&str>| {
+        let mut folder = Folder::of(name);
+        if let Some(version) = version {
+            folder.set("meta", serde_json::json!({"quantizer": [version]}));
+        }
+        let (dir, _) = run(&folder.write().0, to, false).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.0.join("quantize_config.json")).unwrap()).unwrap();
+        config["meta"]["quantizer"].as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    let ours = concat!("billfish:", env!("CARGO_PKG_VERSION"));
+    assert_eq!(quantizers("llama-w4-asym-g64", Target::Gptq, None), ["gptqmodel:7.7.0", ours]);
+    assert_eq!(quantizers("llama-w4-asym-g64", Target::Gptq, Some("gptqmodel:5.0.0")), ["gptqmodel:5.0.0", ours]);
+    assert_eq!(quantizers("llama-w3-sym-g128", Target::Gptq, Some("gptqmodel:6.0.3")), [ours]);
+    assert_eq!(quantizers("llama-w4-asym-g64", Target::GptqV2, Some("auto_gptq:0.7")), [ours]);
+}

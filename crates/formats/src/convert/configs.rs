@@ -2,7 +2,7 @@
 
 use super::Target;
 use crate::agreement::kind;
-use crate::{Checkpoint, FormatError, GroupSize, ModuleReport};
+use crate::{Checkpoint, FormatError, GroupSize, ModuleReport, Writer};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,8 +49,14 @@ pub(super) fn quantization(source: &Checkpoint, modules: &[ModuleReport], target
     }
 }
 
-fn meta() -> Value {
-    json!({"quantizer": [concat!("billfish:", env!("CARGO_PKG_VERSION"))]})
+/// Who made the weights and who wrote this. GPTQModel loads asymmetric v1 zero points only beside its own name, so that
+/// name stays where its way of storing them and ours give the same words: not for 3 bit before its version 7.
+fn meta(source: &Checkpoint, modules: &[ModuleReport]) -> Value {
+    let writer = source.quantization().and_then(|q| q.writer.as_ref()).filter(|w| w.is_gptqmodel());
+    let alike = |w: &&Writer| w.major().is_some_and(|major| major >= 7 || modules.iter().all(|m| m.bits != 3));
+    let mut names: Vec<String> = writer.filter(alike).map(|w| format!("{}:{}", w.name, w.version)).into_iter().collect();
+    names.push(concat!("billfish:", env!("CARGO_PKG_VERSION")).into());
+    json!({ "quantizer": names })
 }
 
 fn gptq(source: &Checkpoint, modules: &[ModuleReport], base: Settings, format: &str) -> Value {
@@ -76,7 +82,7 @@ fn gptq(source: &Checkpoint, modules: &[ModuleReport], base: Settings, format: &
         "checkpoint_format": format,
         "format": format,
         "pack_dtype": "int32",
-        "meta": meta(),
+        "meta": meta(source, modules),
     });
     if !dynamic.is_empty() {
         config["dynamic"] = Value::Object(dynamic);
