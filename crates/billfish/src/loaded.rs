@@ -59,8 +59,12 @@ impl OpenOptions {
     /// [`KernelError`] for an instruction set that is unknown or that the machine lacks, or threads that cannot be had.
     pub fn backend(&self) -> Result<Backend, KernelError> {
         let isa = Isa::choose(self.isa.as_deref())?;
-        let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
-        Backend::new(isa, threads)
+        Backend::new(isa, self.thread_count())
+    }
+
+    /// The threads that these options ask for.
+    pub fn thread_count(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
     }
 }
 

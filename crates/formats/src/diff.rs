@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{BiasRule, Checkpoint, LinearWeight};
 use crate::values::words;
+use crate::verify::Workers;
 use crate::verify::{Certificate, verify};
 use crate::{FormatError, ModuleReport, json};
 use billfish_tensor::QuantMatrix;
@@ -106,9 +107,9 @@ pub struct Diff {
 ///
 /// # Errors
 /// [`FormatError`] when either folder cannot be read.
-pub fn diff(a: &Checkpoint, b: &Checkpoint, progress: &mut dyn FnMut(u64, u64)) -> Result<Diff, FormatError> {
+pub fn diff(a: &Checkpoint, b: &Checkpoint, workers: Workers<'_>, progress: &mut dyn FnMut(u64, u64)) -> Result<Diff, FormatError> {
     let whole = a.total_bytes() + b.total_bytes();
-    let certificate = verify(a, b, &mut |done, _| progress(done, 2 * whole))?;
+    let certificate = verify(a, b, workers, &mut |done, _| progress(done, 2 * whole))?;
     let mut missing = [vec![], vec![]];
     let mut tensors = vec![];
     let mut done = whole;

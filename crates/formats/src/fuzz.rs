@@ -1,7 +1,7 @@
 //! Bodies of fuzz targets: any bytes, no panic, no memory beyond a small multiple of the input.
 
 use crate::warning::Warnings;
-use crate::{BiasRule, Checkpoint, Header, QuantConfig, Source, diff, dynamic, explain, json};
+use crate::{BiasRule, Checkpoint, Header, QuantConfig, Source, diff, dynamic, explain, json, serially};
 use std::borrow::Cow;
 
 /// A safetensors file; the header is what matters.
@@ -61,7 +61,7 @@ pub fn checkpoint(data: &[u8]) {
                 .map(|m| folder.linear(m, shape.get(1).copied().unwrap_or(0), shape.first().copied().unwrap_or(0), BiasRule::Optional)),
         );
     }
-    if let Ok(found) = diff(&folder, &folder, &mut |_, _| ()) {
+    if let Ok(found) = diff(&folder, &folder, &serially, &mut |_, _| ()) {
         assert!(found.certificate.equal(), "a folder equals itself");
     }
     for name in folder.tensor_names() {

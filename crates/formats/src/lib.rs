@@ -61,6 +61,6 @@ pub use report::{ModuleReport, RuleReport};
 pub use safetensors::{Header, TensorInfo};
 pub use source::Source;
 pub use values::Place;
-pub use verify::{Certificate, Encodings, Largest, TensorDifference, verify};
+pub use verify::{Certificate, Encodings, Largest, TensorDifference, Workers, serially, verify};
 pub use warning::{Warning, WarningKind};
 pub use writer::{SafetensorsWriter, TensorSpec};

@@ -4,14 +4,12 @@
 
 use crate::checkpoint::{BiasRule, Checkpoint, LinearWeight, Tensor};
 use crate::{FormatError, ModuleReport};
-use billfish_tensor::{DType, Packing, QuantMatrix};
+use billfish_tensor::{DType, Packing, QuantMatrix, ScaleValues};
 use half::{bf16, f16};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
-
-/// Weights that are looked at together, about.
-const CHUNK: usize = 1 << 18;
 
 /// One element: of module `name`, `[row, col]` with the input as row and the output as column; of any other tensor, the
 /// index as stored.
@@ -100,9 +98,8 @@ pub(crate) struct Values<'a> {
     /// Bytes on disk, about.
     pub(crate) bytes: u64,
     store: Store<'a>,
-    codes: Vec<u8>,
-    floats: Vec<f64>,
-    raw: Vec<u8>,
+    /// Whether every weight of a quantized module is an `f32`.
+    single: bool,
 }
 
 impl<'a> Values<'a> {
@@ -132,7 +129,16 @@ impl<'a> Values<'a> {
                 (info.shape.clone(), info.dtype.to_string(), info.bytes as u64, Store::Tensor(tensor))
             }
         };
-        Ok(Self { shape, encoding, bytes, store, codes: vec![], floats: vec![], raw: vec![] })
+        // nine bits of a code times eleven of a scale: exact, unless it overflows
+        let single = match &store {
+            Store::Quantized(m) => match m.scales() {
+                ScaleValues::F16(_) => true,
+                ScaleValues::BF16(v) => v.iter().all(|s| s.to_f32().abs() < 1e35),
+                ScaleValues::F32(_) => false,
+            },
+            Store::Tensor(_) => false,
+        };
+        Ok(Self { shape, encoding, bytes, store, single })
     }
 
     /// Number of elements.
@@ -155,44 +161,117 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// How many elements to read at a time: whole outputs of a matrix.
-    pub(crate) fn chunk(&self) -> usize {
-        match self.shape[..] {
-            [_, k] if k > 0 => k.saturating_mul((CHUNK / k).max(16)),
-            _ => CHUNK,
+    /// Elements of a row: of an output, for a matrix.
+    pub(crate) fn row(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Reads elements `start..start + count`, of a quantized module whole rows. Both zeros are the positive one, and every
+    /// NaN is the same.
+    pub(crate) fn read(&self, start: usize, count: usize, scratch: &mut Vec<u8>) -> Result<Elements, FormatError> {
+        let tensor = match &self.store {
+            Store::Quantized(m) => {
+                let k = m.in_features();
+                let columns = start / k..(start + count) / k;
+                return Ok(if self.single {
+                    let mut out = vec![0.0f32; count];
+                    m.dequantize_columns(columns, scratch, &mut out);
+                    Elements::Singles(singles(out.into_iter()))
+                } else {
+                    let mut out = vec![0.0f64; count];
+                    m.dequantize_columns(columns, scratch, &mut out);
+                    Elements::Doubles(doubles(out.into_iter()))
+                });
+            }
+            Store::Tensor(tensor) => tensor,
+        };
+        let size = tensor.info.dtype.size();
+        scratch.resize(count * size, 0);
+        tensor.read_range(start * size, scratch)?;
+        let halves = || scratch.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
+        Ok(match tensor.info.dtype {
+            DType::F16 => Elements::Singles(singles(halves().map(|b| f16::from_bits(b).to_f32()))),
+            DType::BF16 => Elements::Singles(singles(halves().map(|b| bf16::from_bits(b).to_f32()))),
+            DType::F32 => Elements::Singles(singles(scratch.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)))),
+            DType::F64 => Elements::Doubles(doubles(scratch.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)))),
+            _ => Elements::Raw(scratch.chunks_exact(size).map(element_bits).collect()),
+        })
+    }
+}
+
+/// Elements as bits, equal for equal elements of tensors of the same kind.
+pub(crate) enum Elements {
+    /// Numbers as `f32`, exactly.
+    Singles(Vec<u32>),
+    /// Numbers as `f64`, exactly.
+    Doubles(Vec<u64>),
+    /// The bits of what are no floats, widened.
+    Raw(Vec<u64>),
+}
+
+impl Elements {
+    /// Element `i` as 64 bits: of an `f64` for numbers.
+    pub(crate) fn wide(&self, i: usize) -> u64 {
+        match self {
+            Elements::Singles(v) => canonical(f64::from(f32::from_bits(v[i]))),
+            Elements::Doubles(v) | Elements::Raw(v) => v[i],
         }
     }
 
-    /// Reads elements `start..start + count` as bits: of the number as `f64` for floats, where both zeros are the
-    /// positive one and every NaN is the same; of the element for other types. `start` and `count` are whole outputs.
-    pub(crate) fn read(&mut self, start: usize, count: usize, out: &mut Vec<u64>) -> Result<(), FormatError> {
-        let raw = self.raw_type();
-        out.clear();
-        match &self.store {
-            Store::Quantized(m) => {
-                let k = m.in_features();
-                self.floats.resize(count, 0.0);
-                m.dequantize_columns(start / k..(start + count) / k, &mut self.codes, &mut self.floats);
-                out.extend(self.floats.iter().map(|&v| canonical(v)));
+    /// The first place at which two stretches of the same length differ.
+    pub(crate) fn difference(&self, other: &Elements, from: usize) -> Option<usize> {
+        let position = |i: Option<usize>| i.map(|i| from + i);
+        match (self, other) {
+            (Elements::Singles(a), Elements::Singles(b)) => {
+                if a[from..] == b[from..] {
+                    None
+                } else {
+                    position(a[from..].iter().zip(&b[from..]).position(|(a, b)| a != b))
+                }
             }
-            Store::Tensor(tensor) => {
-                let size = tensor.info.dtype.size();
-                self.raw.resize(count * size, 0);
-                tensor.read_range(start * size, &mut self.raw)?;
-                if raw.is_some() {
-                    out.extend(self.raw.chunks_exact(size).map(element_bits));
-                    return Ok(());
+            _ => position((from..self.len()).position(|i| self.wide(i) != other.wide(i))),
+        }
+    }
+
+    /// Appends the elements of a range and before them how they are written: see [`verify()`](crate::verify()).
+    pub(crate) fn put(&self, range: Range<usize>, out: &mut Vec<u8>) {
+        match self {
+            Elements::Singles(v) => {
+                out.push(4);
+                out.extend(v[range].iter().flat_map(|b| b.to_le_bytes()));
+            }
+            Elements::Doubles(v) => {
+                let single = |b: &u64| f64::from(f64::from_bits(*b) as f32).to_bits() == *b || f64::from_bits(*b).is_nan();
+                if v[range.clone()].iter().all(single) {
+                    out.push(4);
+                    out.extend(singles(v[range].iter().map(|b| f64::from_bits(*b) as f32)).iter().flat_map(|b| b.to_le_bytes()));
+                } else {
+                    out.push(8);
+                    out.extend(v[range].iter().flat_map(|b| b.to_le_bytes()));
                 }
-                match tensor.info.dtype {
-                    DType::F16 => out.extend(self.raw.as_chunks::<2>().0.iter().map(|b| canonical(f16::from_le_bytes(*b).to_f64()))),
-                    DType::BF16 => out.extend(self.raw.as_chunks::<2>().0.iter().map(|b| canonical(bf16::from_le_bytes(*b).to_f64()))),
-                    DType::F32 => out.extend(self.raw.as_chunks::<4>().0.iter().map(|b| canonical(f64::from(f32::from_le_bytes(*b))))),
-                    _ => out.extend(self.raw.as_chunks::<8>().0.iter().map(|b| canonical(f64::from_le_bytes(*b)))),
-                }
+            }
+            Elements::Raw(v) => {
+                out.push(0);
+                out.extend(v[range].iter().flat_map(|b| b.to_le_bytes()));
             }
         }
-        Ok(())
     }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Elements::Singles(v) => v.len(),
+            Elements::Doubles(v) | Elements::Raw(v) => v.len(),
+        }
+    }
+}
+
+fn singles(values: impl Iterator<Item = f32>) -> Vec<u32> {
+    values.map(|v| if v.is_nan() { f32::NAN.to_bits() } else { (v + 0.0).to_bits() }).collect()
+}
+
+fn doubles(values: impl Iterator<Item = f64>) -> Vec<u64> {
+    values.map(canonical).collect()
 }
 
 /// Bits of a number: equal for equal numbers.

@@ -2,9 +2,11 @@
 
 use crate::FormatError;
 use crate::checkpoint::Checkpoint;
-use crate::values::{Entry, Place, Values, entries, place};
+use crate::values::{Elements, Entry, Place, Values, entries, place};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::OnceLock;
 
 /// What two folders store one tensor as.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,15 +118,102 @@ fn head(name: &str, values: &Values<'_>) -> Vec<u8> {
     head
 }
 
-/// Bits in the byte order of the hash.
-fn bytes(bits: &mut [u64]) -> &[u8] {
-    bits.iter_mut().for_each(|b| *b = b.to_le());
-    bytemuck::cast_slice(bits)
+/// Most elements of a row that are hashed together.
+const PIECE: usize = 1 << 16;
+/// Elements that are looked at together, about.
+const CHUNK: usize = 1 << 18;
+/// Stretches of elements between two reports of progress.
+const WAVE: usize = 16;
+
+/// Appends the hash of each piece of `elements`, which begin at a piece's first element and end at a piece's last; rows
+/// have `row` elements.
+fn hash_pieces(elements: &Elements, start: usize, row: usize, out: &mut Vec<u8>) {
+    let (mut from, mut bytes) = (0, vec![]);
+    while from < elements.len() {
+        let in_row = (start + from) % row;
+        let to = from + PIECE.min(row - in_row).min(elements.len() - from);
+        bytes.clear();
+        elements.put(from..to, &mut bytes);
+        out.extend_from_slice(&Sha256::digest(&bytes));
+        from = to;
+    }
+}
+
+/// Whole pieces, whole rows where rows are shorter than a chunk: about a chunk each.
+fn stretches(values: [&Values<'_>; 2]) -> Vec<Range<usize>> {
+    let (len, row) = (values[0].len(), values[0].row());
+    if row == 0 || len == 0 {
+        return vec![];
+    }
+    let whole_rows = row <= CHUNK || values.iter().any(|v| v.is_quantized());
+    // a few columns at a time cost a quantized module as much as many
+    let step = if whole_rows { row.saturating_mul((CHUNK / row).max(16)) } else { PIECE };
+    let in_row = |start: usize| if whole_rows { len } else { start - start % row + row };
+    let (mut out, mut start) = (vec![], 0);
+    while start < len {
+        let end = start.saturating_add(step).min(in_row(start)).min(len);
+        out.push(start..end);
+        start = end;
+    }
+    out
+}
+
+/// What was found in one stretch.
+#[derive(Default)]
+struct Found {
+    /// Hashes of the pieces of both folders; those of the second are left out if they are the same.
+    hashes: [Vec<u8>; 2],
+    differing: u64,
+    /// The first element that differs, and both values.
+    first: Option<(usize, [u64; 2])>,
+    /// The largest difference between numbers, where it is, and both values.
+    largest: Option<(f64, usize, [f64; 2])>,
+}
+
+impl Found {
+    fn in_stretch(a: &Values<'_>, b: Option<&Values<'_>>, stretch: Range<usize>) -> Result<Found, FormatError> {
+        let (mut scratch, mut found) = (vec![], Found::default());
+        let (start, count, row) = (stretch.start, stretch.len(), a.row());
+        let left = a.read(start, count, &mut scratch)?;
+        hash_pieces(&left, start, row, &mut found.hashes[0]);
+        let Some(b) = b else { return Ok(found) };
+        let right = b.read(start, count, &mut scratch)?;
+        let mut at = left.difference(&right, 0);
+        if at.is_some() {
+            hash_pieces(&right, start, row, &mut found.hashes[1]);
+        }
+        while let Some(i) = at {
+            let bits = [left.wide(i), right.wide(i)];
+            found.differing += 1;
+            found.first.get_or_insert((start + i, bits));
+            if a.raw_type().is_none() {
+                let values = bits.map(f64::from_bits);
+                let apart = (values[0] - values[1]).abs();
+                let difference = if apart.is_nan() { f64::INFINITY } else { apart };
+                if found.largest.is_none_or(|(l, ..)| difference > l) {
+                    found.largest = Some((difference, start + i, values));
+                }
+            }
+            at = left.difference(&right, i + 1);
+        }
+        Ok(found)
+    }
+}
+
+/// A way to do pieces of work that do not depend on each other: `workers(count, body)` calls `body(0)` to
+/// `body(count - 1)`, each once, on any thread in any order, and returns when all are done. This crate starts no thread:
+/// who has some hands them in, others take [`serially`].
+pub type Workers<'a> = &'a dyn Fn(usize, &(dyn Fn(usize) + Sync));
+
+/// One piece of work after the other, on the caller's thread.
+pub fn serially(count: usize, body: &(dyn Fn(usize) + Sync)) {
+    (0..count).for_each(body);
 }
 
 struct Run<'a> {
     hashes: Hashes,
     certificate: Certificate,
+    workers: Workers<'a>,
     /// Bytes of the files behind us.
     done: u64,
     total: u64,
@@ -138,13 +227,20 @@ struct Run<'a> {
 ///
 /// The hash of a folder is SHA-256 over its tensors sorted by name, module `m` as `m.weight` of shape `[N, K]`: length
 /// and bytes of the name, of `number` (of the type's name for a tensor without floats), the number of extents and the
-/// extents, then every element row by row as `f64` (as the element's own bits, widened to 64). All integers have 64 bits,
-/// everything is little-endian, -0 counts as 0 and every NaN is `f64::NAN`. So equal weights have equal hashes in every
-/// format.
+/// extents, then the SHA-256 of each piece. A piece is 65,536 elements of one row, or what the row has left; hashed are a
+/// byte and the elements: 4 and each as `f32` if all are `f32`s exactly, 8 and each as `f64` if not, 0 and each element's
+/// own bits, widened to 64, for a tensor without floats. All integers have 64 bits, everything is little-endian, -0 counts
+/// as 0 and every NaN is the quiet one without a payload. So equal weights have equal hashes in every format, and pieces
+/// can be hashed at once: `workers` does.
 ///
 /// # Errors
 /// [`FormatError`] when either folder cannot be read.
-pub fn verify(a: &Checkpoint, b: &Checkpoint, progress: &mut dyn FnMut(u64, u64)) -> Result<Certificate, FormatError> {
+pub fn verify(
+    a: &Checkpoint,
+    b: &Checkpoint,
+    workers: Workers<'_>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Certificate, FormatError> {
     let folders = [a, b];
     let entries = folders.map(entries);
     let names: BTreeSet<&String> = entries.iter().flat_map(|e| e.keys()).collect();
@@ -163,6 +259,7 @@ pub fn verify(a: &Checkpoint, b: &Checkpoint, progress: &mut dyn FnMut(u64, u64)
             mismatched: vec![],
             missing: [vec![], vec![]],
         },
+        workers,
         done: 0,
         total: a.total_bytes() + b.total_bytes(),
         progress,
@@ -200,21 +297,31 @@ impl Run<'_> {
         (self.progress)(now.min(self.total), self.total);
     }
 
-    /// Hashes a tensor that has no equal to be compared with.
-    fn alone(&mut self, side: usize, name: &str, mut values: Values<'_>) -> Result<(), FormatError> {
-        self.hashes.one(side, &head(name, &values));
-        let (len, step) = (values.len(), values.chunk());
-        let mut bits = vec![];
-        for start in (0..len).step_by(step) {
-            values.read(start, step.min(len - start), &mut bits)?;
-            self.hashes.one(side, bytes(&mut bits));
-            self.tell(values.bytes, start, len);
+    /// What is found in each stretch of a tensor, in order.
+    fn stretches(&mut self, a: &Values<'_>, b: Option<&Values<'_>>, take: &mut dyn FnMut(&mut Self, Found)) -> Result<(), FormatError> {
+        let size = a.bytes + b.map_or(0, |b| b.bytes);
+        for wave in stretches([a, b.unwrap_or(a)]).chunks(WAVE) {
+            let found: Vec<OnceLock<Result<Found, FormatError>>> = wave.iter().map(|_| OnceLock::new()).collect();
+            (self.workers)(wave.len(), &|i| {
+                found[i].get_or_init(|| Found::in_stretch(a, b, wave[i].clone()));
+            });
+            for found in found {
+                let done = found.into_inner().unwrap_or_else(|| Ok(Found::default()));
+                take(self, done?);
+            }
+            self.tell(size, wave.last().map_or(0, |last| last.end), a.len());
         }
-        self.done += values.bytes;
+        self.done += size;
         Ok(())
     }
 
-    fn pair(&mut self, name: &str, mut a: Values<'_>, mut b: Values<'_>) -> Result<(), FormatError> {
+    /// Hashes a tensor that has no equal to be compared with.
+    fn alone(&mut self, side: usize, name: &str, values: Values<'_>) -> Result<(), FormatError> {
+        self.hashes.one(side, &head(name, &values));
+        self.stretches(&values, None, &mut |run, found| run.hashes.one(side, &found.hashes[0]))
+    }
+
+    fn pair(&mut self, name: &str, a: Values<'_>, b: Values<'_>) -> Result<(), FormatError> {
         let c = &mut self.certificate;
         c.tensors += 1;
         c.modules += usize::from(a.is_quantized() || b.is_quantized());
@@ -229,48 +336,35 @@ impl Run<'_> {
         }
         self.hashes.both(&head(name, &a));
         let numbers = a.raw_type().is_none();
-        let (len, step, size) = (a.len(), a.chunk(), a.bytes + b.bytes);
+        let words = |bits: u64| if numbers { f64::from_bits(bits).to_string() } else { format!("{bits:#x}") };
+        let weights = a.len() as u64;
         let mut difference: Option<TensorDifference> = None;
-        let (mut left, mut right) = (vec![], vec![]);
-        for start in (0..len).step_by(step) {
-            let count = step.min(len - start);
-            a.read(start, count, &mut left)?;
-            b.read(start, count, &mut right)?;
-            if left == right {
-                self.hashes.both(bytes(&mut left));
-            } else {
-                for (i, (&x, &y)) in left.iter().zip(&right).enumerate().filter(|(_, (x, y))| x != y) {
-                    let at = || place(name, &a.shape, start + i);
-                    let words = |bits: u64| if numbers { f64::from_bits(bits).to_string() } else { format!("{bits:#x}") };
-                    let first = || TensorDifference {
-                        tensor: name.into(),
-                        weights: len as u64,
-                        differing: 0,
-                        first: at(),
-                        values: [words(x), words(y)],
-                    };
-                    difference.get_or_insert_with(first).differing += 1;
-                    if numbers {
-                        self.largest([x, y].map(f64::from_bits), at);
-                    }
-                }
-                self.hashes.one(0, bytes(&mut left));
-                self.hashes.one(1, bytes(&mut right));
+        self.stretches(&a, Some(&b), &mut |run, found| {
+            let [left, right] = &found.hashes;
+            if found.differing == 0 {
+                return run.hashes.both(left);
             }
-            self.tell(size, start, len);
-        }
-        self.done += size;
-        self.certificate.weights += len as u64;
+            run.hashes.one(0, left);
+            run.hashes.one(1, right);
+            if let Some((at, bits)) = found.first {
+                let first = || TensorDifference {
+                    tensor: name.into(),
+                    weights,
+                    differing: 0,
+                    first: place(name, &a.shape, at),
+                    values: bits.map(words),
+                };
+                difference.get_or_insert_with(first).differing += found.differing;
+            }
+            if let Some((difference, at, values)) = found.largest
+                && run.certificate.largest.as_ref().is_none_or(|l| difference > l.difference)
+            {
+                run.certificate.largest = Some(Largest { place: place(name, &a.shape, at), values, difference });
+            }
+        })?;
+        self.certificate.weights += weights;
         self.certificate.differing += difference.as_ref().map_or(0, |d| d.differing);
         self.certificate.differences.extend(difference);
         Ok(())
-    }
-
-    fn largest(&mut self, values: [f64; 2], at: impl Fn() -> Place) {
-        let apart = (values[0] - values[1]).abs();
-        let difference = if apart.is_nan() { f64::INFINITY } else { apart };
-        if self.certificate.largest.as_ref().is_none_or(|l| difference > l.difference) {
-            self.certificate.largest = Some(Largest { place: at(), values, difference });
-        }
     }
 }

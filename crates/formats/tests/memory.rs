@@ -2,7 +2,7 @@
 
 mod common;
 
-use billfish_formats::{Checkpoint, Verdict, diff, verify};
+use billfish_formats::{Checkpoint, Verdict, diff, serially, verify};
 use billfish_tensor::DType;
 use common::{Folder, Tensor};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -58,9 +58,9 @@ fn memory_is_bounded() {
     // the packed modules of both folders, and chunks of 2^18 weights as bytes, floats and bits
     let bound = 2 * module + (14 << 20);
     assert!(bound < floats / 2);
-    let found = peak(|| assert!(verify(&x, &y, &mut |_, _| ()).unwrap().equal()));
+    let found = peak(|| assert!(verify(&x, &y, &serially, &mut |_, _| ()).unwrap().equal()));
     println!("verify: {found} bytes for {floats} of floats");
     assert!(found < bound, "{found}");
-    let found = peak(|| assert_eq!(diff(&x, &y, &mut |_, _| ()).unwrap().verdict, Verdict::SameWeights));
+    let found = peak(|| assert_eq!(diff(&x, &y, &serially, &mut |_, _| ()).unwrap().verdict, Verdict::SameWeights));
     assert!(found < bound, "{found}");
 }

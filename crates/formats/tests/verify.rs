@@ -3,7 +3,7 @@
 
 mod common;
 
-use billfish_formats::{BiasRule, Certificate, Checkpoint, Diff, LinearWeight, ModuleDiff, Verdict, ZeroLabel, diff, verify};
+use billfish_formats::{BiasRule, Certificate, Checkpoint, Diff, LinearWeight, ModuleDiff, Verdict, ZeroLabel, diff, serially, verify};
 use billfish_tensor::{DType, QuantMatrix, oracle};
 use common::{Folder, Temp, Tensor, fixture};
 use half::{bf16, f16};
@@ -15,7 +15,7 @@ fn compare(a: &Folder, b: &Folder) -> (Certificate, Diff) {
     let [a, b]: [Temp; 2] = [a.write(), b.write()];
     let [a, b] = [a, b].map(|t| (Checkpoint::open(&t.0).unwrap(), t));
     let c = verified(&a.0, &b.0);
-    let d = diff(&a.0, &b.0, &mut |_, _| ()).unwrap();
+    let d = diff(&a.0, &b.0, &serially, &mut |_, _| ()).unwrap();
     // as text, because a NaN is not equal to itself
     assert_eq!(format!("{c:?}"), format!("{:?}", d.certificate));
     assert_eq!(c.equal(), d.verdict != Verdict::Different);
@@ -25,7 +25,7 @@ fn compare(a: &Folder, b: &Folder) -> (Certificate, Diff) {
 
 fn verified(a: &Checkpoint, b: &Checkpoint) -> Certificate {
     let mut last = (0, 0);
-    let c = verify(a, b, &mut |done, total| {
+    let c = verify(a, b, &serially, &mut |done, total| {
         assert!(last.0 <= done && done <= total);
         last = (done, total);
     });
@@ -64,7 +64,7 @@ fn a_folder_equals_itself() {
         let [a, b] = [0, 1].map(|_| Checkpoint::open(&path).unwrap());
         // codes that are floats have no matrix yet: nothing is compared rather than bytes
         if ["fp8", "nvfp4", "mxfp4"].iter().any(|f| a.name().contains(f)) {
-            assert!(verify(&a, &b, &mut |_, _| ()).unwrap_err().to_string().contains("weights as integer codes"));
+            assert!(verify(&a, &b, &serially, &mut |_, _| ()).unwrap_err().to_string().contains("weights as integer codes"));
             continue;
         }
         let c = verified(&a, &b);
@@ -72,7 +72,7 @@ fn a_folder_equals_itself() {
         assert!(c.encodings.is_empty() && c.largest.is_none() && c.differences.is_empty() && c.weights > 1000);
         assert_eq!(c.modules, a.quantized_modules().len());
         assert_eq!(a.unread(), Vec::<String>::new(), "every tensor was looked at");
-        let d = diff(&a, &b, &mut |_, _| ()).unwrap();
+        let d = diff(&a, &b, &serially, &mut |_, _| ()).unwrap();
         assert!(d.verdict == Verdict::Same && d.keys.is_empty() && d.modules.is_empty() && d.tensors.is_empty());
     }
 }
@@ -85,7 +85,7 @@ fn the_hash_is_the_one_that_is_described() {
     let ids = [5i64, -1].iter().flat_map(|v| v.to_le_bytes()).collect();
     folder.put("ids", Tensor { dtype: DType::I64, shape: vec![2], bytes: ids });
     let (c, _) = compare(&folder, &folder);
-    assert_eq!(c.hashes[0], "5f78b4bdb37f06b18bca5511b0986785027cbe692df7c9b5b6d463d7538e2e48");
+    assert_eq!(c.hashes[0], "73e419c4fae352770c6e8f187a22f2088a17b2a33e74deb4b4544e28f4395a94");
     let mut other = folder.clone();
     other.edit("ids", |t| t.bytes[8] = 0xfe);
     let (c, _) = compare(&folder, &other);
@@ -122,7 +122,7 @@ fn v1_equals_v2_made_by_hand() {
     // the same bytes, read otherwise
     let (a, b) = (v1.write(), v1.write());
     let (a, b) = (Checkpoint::open(&a.0).unwrap(), Checkpoint::open(&b.0).unwrap().with_zeros(Some(ZeroLabel::V2)).unwrap());
-    let (c, d) = (verified(&a, &b), diff(&a, &b, &mut |_, _| ()).unwrap());
+    let (c, d) = (verified(&a, &b), diff(&a, &b, &serially, &mut |_, _| ()).unwrap());
     assert!(d.verdict == Verdict::Different && d.tensors.is_empty());
     assert!(d.modules.iter().all(|m| m.parts.iter().any(|p| p.part == "zeros" && p.differing == Some(p.elements[0]))));
     assert!(c.differing > c.weights / 2);
@@ -292,4 +292,24 @@ fn what_cannot_be_compared_is_named() {
     assert_eq!(c.missing, [vec!["extra".to_string()], vec!["model.embed_tokens.weight".to_string()]]);
     assert_eq!(d.missing, c.missing);
     assert_eq!(only(c.mismatched).found[1], "F32 [3]");
+}
+
+/// The order and the threads of the workers show nowhere, with rows longer and shorter than a piece.
+#[test]
+fn workers_in_any_order_find_the_same() {
+    let backwards = |count: usize, body: &(dyn Fn(usize) + Sync)| {
+        std::thread::scope(|s| (0..count).rev().for_each(|i| drop(s.spawn(move || body(i)))));
+    };
+    let mut a = Folder::of("llama-w4-asym-g64");
+    let long: Vec<f32> = (0..300_001).map(|i| i as f32 * 0.1).collect();
+    a.put("long", Tensor::f32(&[300_001], &long)).put("flat", Tensor::f32(&[300_001, 1], &long));
+    let mut b = a.clone();
+    b.edit("long", |t| t.bytes[4 * 299_999 + 3] ^= 0x40).edit("flat", |t| t.bytes[4 * 70_000] ^= 1);
+    b.edit("model.layers.1.mlp.up_proj.qweight", |t| t.bytes[77] ^= 1);
+    let [a, b] = [a.write(), b.write()];
+    let [a, b] = [&a, &b].map(|t| Checkpoint::open(&t.0).unwrap());
+    let one = verified(&a, &b);
+    assert_eq!(one, verify(&a, &b, &backwards, &mut |_, _| ()).unwrap());
+    assert_eq!(one.differing, 3);
+    assert!(["flat[70000, 0]", "long[299999]"].iter().all(|p| one.differences.iter().any(|d| d.first.to_string() == *p)));
 }

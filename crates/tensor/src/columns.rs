@@ -2,16 +2,19 @@
 //! would not fit in memory as floats. The oracle has a loop of its own, so that the two can be compared.
 
 use crate::QuantMatrix;
-use std::ops::Range;
+use std::ops::{Mul, Range};
 
 impl QuantMatrix {
-    /// Writes columns `cols` as `(code - zero) * scale`, which is exact in `f64`, one column after the other: the weight
-    /// of row `k` and column `cols.start + c` goes to `out[c * K + k]`, as a dense `[N, K]` weight has it. `codes` is
-    /// scratch, kept by the caller between calls.
+    /// Writes columns `cols` as `(code - zero) * scale`, which is exact in `f64`, and in `f32` if the scales have 16 bits
+    /// (9 bits times 11 are 20) and nothing overflows. One column after the other: the weight of row `k` and column `cols.start + c` goes to
+    /// `out[c * K + k]`, as a dense `[N, K]` weight has it. `codes` is scratch, kept by the caller between calls.
     ///
     /// # Panics
     /// If the columns do not exist or `out` is not K times their number.
-    pub fn dequantize_columns(&self, cols: Range<usize>, codes: &mut Vec<u8>, out: &mut [f64]) {
+    pub fn dequantize_columns<T>(&self, cols: Range<usize>, codes: &mut Vec<u8>, out: &mut [T])
+    where
+        T: Copy + From<f32> + Mul<Output = T>,
+    {
         let (k, n, width) = (self.in_features(), self.out_features(), cols.len());
         assert!(cols.end <= n && out.len() == k * width, "columns exist and `out` has their size");
         if width == 0 {
@@ -36,10 +39,11 @@ impl QuantMatrix {
                 let column = &mut out[c * k + k0..][..rows];
                 for &(g, from, to) in &runs {
                     let zero = i32::from(self.zero(g, cols.start + c));
-                    let scale = f64::from(self.scales().get(g * n + cols.start + c));
+                    let scale = T::from(self.scales().get(g * n + cols.start + c));
                     let codes = codes[from * width + c..].iter().step_by(width);
                     for (weight, &code) in column[from..to].iter_mut().zip(codes) {
-                        *weight = f64::from(i32::from(code) - zero) * scale;
+                        // an integer of at most nine bits: exact
+                        *weight = T::from((i32::from(code) - zero) as f32) * scale;
                     }
                 }
             }

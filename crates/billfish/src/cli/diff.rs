@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use std::io::Write;
 
 pub fn run(args: &PairArgs) -> Result<()> {
-    let [a, b] = args.open()?;
+    let ([a, b], pool) = (args.open()?, args.pool()?);
     let bar = byte_bar("comparing", 0);
-    let found = diff(&a, &b, &mut follow(&bar));
+    let found = diff(&a, &b, &|count, body| pool.run(count, body), &mut follow(&bar));
     bar.finish_and_clear();
     let d = found?;
     warn(&[&a, &b]);

@@ -2,6 +2,7 @@
 
 use billfish::{Activations, BUILTIN_NAME, Checkpoint, GenerateOptions, KvType, LoadedModel, OpenOptions, Progress, builtin_files};
 use billfish_formats::ZeroLabel;
+use billfish_kernels::Pool;
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -93,9 +94,17 @@ pub struct PairArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+    /// Threads to work with [default: as many as the machine offers]
+    #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
 }
 
 impl PairArgs {
+    /// The threads to compare with.
+    pub fn pool(&self) -> anyhow::Result<Pool> {
+        Ok(Pool::new(OpenOptions { threads: self.threads.map(usize::from), ..OpenOptions::default() }.thread_count())?)
+    }
+
     /// Opens both.
     pub fn open(&self) -> anyhow::Result<[Checkpoint; 2]> {
         Ok([Checkpoint::open(&self.a)?, Checkpoint::open(&self.b)?])

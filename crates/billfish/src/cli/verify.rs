@@ -12,9 +12,9 @@ use std::io::Write;
 const MOST: usize = 20;
 
 pub fn run(args: &PairArgs) -> Result<()> {
-    let [a, b] = args.open()?;
+    let ([a, b], pool) = (args.open()?, args.pool()?);
     let bar = byte_bar("comparing", a.total_bytes() + b.total_bytes());
-    let certificate = verify(&a, &b, &mut |done, _| bar.set_position(done));
+    let certificate = verify(&a, &b, &|count, body| pool.run(count, body), &mut |done, _| bar.set_position(done));
     bar.finish_and_clear();
     let c = certificate?;
     warn(&[&a, &b]);
