@@ -6,7 +6,6 @@
 
 use billfish_kernels::{Activations, Backend, Isa, MatmulScratch, PackedMatrix, Weight};
 use billfish_tensor::{Codes, Groups, Packing, QuantMatrix, ScaleValues, Zeros};
-use std::hint::black_box;
 use std::time::Instant;
 
 const K: usize = 4096;
@@ -31,33 +30,11 @@ fn matrix(bits: u32, group: usize, seed: u64) -> Weight {
     Weight::Quantized(PackedMatrix::new(&m).unwrap())
 }
 
-/// Bytes per second of a plain read of `data` by every thread of the pool.
-fn read_rate(backend: &Backend, data: &[u64]) -> f64 {
-    let chunks = 64;
-    let begin = Instant::now();
-    backend.pool().run(chunks, &|c| {
-        // four streams, as one alone does not keep every miss buffer busy
-        let part = &data[data.len() * c / chunks..data.len() * (c + 1) / chunks];
-        let quarter = part.len() / 4;
-        let streams: [&[[u64; 8]]; 4] = std::array::from_fn(|i| part[i * quarter..(i + 1) * quarter].as_chunks::<8>().0);
-        let mut sums = [[0u64; 8]; 4];
-        for line in 0..quarter / 8 {
-            for (sum, stream) in sums.iter_mut().zip(streams) {
-                for (s, v) in sum.iter_mut().zip(&stream[line]) {
-                    *s = s.wrapping_add(*v);
-                }
-            }
-        }
-        black_box(sums);
-    });
-    data.len() as f64 * 8.0 / begin.elapsed().as_secs_f64()
-}
-
 fn main() {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("unknown CPU", |l| l.trim_start_matches([' ', '\t', ':']));
     println!("{cpu}; [{K}, {N}], best of many samples");
-    let data = vec![1u64; 32 << 20];
+    let data = vec![1u8; 256 << 20];
     let quick = std::env::args().any(|a| a == "--quick");
     for isa in Isa::available().collect::<Vec<_>>().into_iter().rev() {
         if isa == Isa::Scalar && !quick {
@@ -70,18 +47,19 @@ fn main() {
                 let weights: Vec<Weight> = (0..copies).map(|i| matrix(bits, group, i as u64)).collect();
                 for activations in [Activations::Exact, Activations::Int8, Activations::Strict] {
                     let mut line = format!("{:7} {threads} thread(s) w{bits} g{group:<3} {:6}", isa.name(), activations.name());
-                    for m in [1, 8, 128] {
+                    for m in [1, 4, 8, 128, 512] {
                         let x: Vec<f32> = (0..m * K).map(|i| ((i * 7919) % 1000) as f32 * 1e-3 - 0.5).collect();
                         let mut y = vec![0.0; m * N];
                         let mut scratch = MatmulScratch::default();
-                        let (mut best, mut limit) = (f64::MAX, 0.0f64);
-                        let rounds = if m == 128 { 2 } else { 4 };
+                        let (mut best, mut limit, mut peak) = (f64::MAX, 0.0f64, 0.0f64);
+                        let rounds = if m >= 128 { 2 } else { 4 };
                         // a read of as many bytes beside every sample, from a place that no cache holds
-                        let len = (weights[0].bytes() / 8).min(data.len());
+                        let len = weights[0].bytes().min(data.len());
                         let mut parts = data.chunks_exact(len).cycle();
                         for _ in 0..rounds {
-                            for w in &weights[..if m == 128 { 2.min(copies) } else { copies }] {
-                                limit = limit.max(parts.next().map_or(0.0, |part| read_rate(&backend, part)));
+                            for w in &weights[..if m >= 128 { 2.min(copies) } else { copies }] {
+                                limit = limit.max(parts.next().map_or(0.0, |part| backend.probe_read(part)));
+                                peak = peak.max(backend.probe_dots());
                                 let begin = Instant::now();
                                 backend.matmul(&mut scratch, &x, m, activations, &mut [(w, &mut y)]);
                                 best = best.min(begin.elapsed().as_secs_f64());
@@ -91,7 +69,13 @@ fn main() {
                             let rate = weights[0].bytes() as f64 / best;
                             line += &format!(" | M=1 {:6.1} GB/s, {:3.0} % of read {:.1}", rate / 1e9, 100.0 * rate / limit, limit / 1e9);
                         } else {
-                            line += &format!(" | M={m} {:6.0} Gop/s", 2.0 * (m * K * N) as f64 / best / 1e9);
+                            let planes = match activations {
+                                Activations::Int8 => 1.0,
+                                Activations::Exact => 2.0,
+                                Activations::Strict => 3.0,
+                            };
+                            let rate = 2.0 * (m * K * N) as f64 / best;
+                            line += &format!(" | M={m} {:6.0} Gop/s {:3.0} %", rate / 1e9, 100.0 * rate * planes / peak);
                         }
                     }
                     println!("{line}");

@@ -11,7 +11,7 @@ use billfish_tensor::DType;
 use std::sync::Arc;
 
 /// Weight bytes that one claim of a thread should cover: long enough to hide the claim, short enough to balance.
-const CHUNK_BYTES: usize = 96 * 1024;
+pub(crate) const CHUNK_BYTES: usize = 96 * 1024;
 
 /// A weight in kernel layout.
 pub enum Weight {

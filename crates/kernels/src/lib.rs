@@ -24,17 +24,20 @@
 mod activations;
 mod aligned;
 mod arch;
+mod attention;
 mod backend;
 mod error;
 mod isa;
 mod kv;
 mod pack;
+mod probe;
 mod threads;
 
 pub use activations::Activations;
+pub use attention::AttentionScratch;
 pub use backend::{Backend, MatmulScratch, Weight};
 pub use error::KernelError;
 pub use isa::{ISA_NAMES, Isa};
-pub use kv::{AttentionScratch, KvLayer, KvType};
+pub use kv::{KvLayer, KvType};
 pub use pack::{PackedDense, PackedMatrix, kernel_name};
 pub use threads::Pool;

@@ -31,6 +31,7 @@ fn oracle(q: &[f32], keys: &[f32], values: &[f32], heads: usize, kv_heads: usize
 fn round(kind: KvType, x: &[f32]) -> Vec<f32> {
     match kind {
         KvType::F16 => x.iter().map(|&v| half::f16::from_f32(v).to_f32()).collect(),
+        KvType::BF16 => x.iter().map(|&v| half::bf16::from_f32(v).to_f32()).collect(),
         KvType::F32 => x.to_vec(),
     }
 }
@@ -44,7 +45,7 @@ fn attention_matches_f64_in_any_chunking() {
             let q = rng.floats(tokens * heads * d);
             let k: Vec<f32> = rng.floats(tokens * kv_heads * d).iter().map(|v| v * 3.0).collect();
             let v = rng.floats(tokens * kv_heads * d);
-            for kind in [KvType::F16, KvType::F32] {
+            for kind in KvType::ALL {
                 let want = oracle(&q, &round(kind, &k), &round(kind, &v), heads, kv_heads, d, f64::from(scale), window);
                 let mut first: Option<Vec<f32>> = None;
                 for isa in Isa::available() {
@@ -73,6 +74,43 @@ fn attention_matches_f64_in_any_chunking() {
                         assert!(same, "{heads}/{kv_heads}x{d} {tokens} {window:?} {kind:?} {isa:?} threads {threads} step {step}");
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Longer than the stretches whose states are joined: the whole prompt at once, in parts, and the last tokens one by one
+/// with threads that share the stretches give the same bits, and those are the oracle's to a tolerance.
+#[test]
+fn long_contexts_are_joined_alike_in_prefill_and_decode() {
+    let mut rng = Rng(4);
+    let (heads, kv_heads, d, tokens) = (5, 1, 24, 1301);
+    let (q, k) = (rng.floats(tokens * heads * d), rng.floats(tokens * kv_heads * d));
+    let v = rng.floats(tokens * kv_heads * d);
+    let scale = 0.9;
+    for window in [None, Some(700), Some(512), Some(40)] {
+        let want = oracle(&q, &round(KvType::BF16, &k), &round(KvType::BF16, &v), heads, kv_heads, d, f64::from(scale), window);
+        let mut first: Option<Vec<f32>> = None;
+        for isa in Isa::available() {
+            for (threads, step, single) in [(1, tokens, tokens), (2, 500, 1290), (7, 1024, 1024)] {
+                let backend = Backend::new(isa, threads).unwrap();
+                let mut layer = KvLayer::new(kv_heads, d, KvType::BF16);
+                let mut scratch = AttentionScratch::default();
+                let mut out = vec![0.0; q.len()];
+                let mut t0 = 0;
+                while t0 < tokens {
+                    let t1 = if t0 >= single { t0 + 1 } else { (t0 + step).min(single) }.min(tokens);
+                    layer.append(&backend, &k[t0 * d..t1 * d], &v[t0 * d..t1 * d]);
+                    let rows = t0 * heads * d..t1 * heads * d;
+                    layer.attend(&backend, &mut scratch, &q[rows.clone()], heads, scale, window, &mut out[rows]);
+                    t0 = t1;
+                }
+                // as in the short test; values lie in [-1, 1] and are averaged
+                let far = out.iter().zip(&want).position(|(got, want)| (f64::from(*got) - want).abs() > 2e-5);
+                assert_eq!(far, None, "{window:?} {isa:?} {threads} threads: {:?}", far.map(|i| (out[i], want[i])));
+                let first = first.get_or_insert_with(|| out.clone());
+                let other = out.iter().zip(&*first).position(|(a, b)| a.to_bits() != b.to_bits());
+                assert_eq!(other, None, "{window:?} {isa:?} {threads} threads, steps of {step}");
             }
         }
     }

@@ -53,6 +53,7 @@ impl FolderArgs {
 #[derive(Clone, Copy, ValueEnum)]
 enum KvArg {
     F16,
+    Bf16,
     F32,
 }
 
@@ -135,6 +136,7 @@ impl ModelArgs {
             },
             kv_type: self.kv_cache_dtype.map(|k| match k {
                 KvArg::F16 => KvType::F16,
+                KvArg::Bf16 => KvType::BF16,
                 KvArg::F32 => KvType::F32,
             }),
         })

@@ -18,6 +18,11 @@ pub(crate) type TileFn = unsafe fn(&TileArgs);
 /// A kernel over one dense panel; see [`generic::dense::tile`].
 pub(crate) type DenseFn = unsafe fn(&DenseArgs);
 
+/// An attention kernel; see [`generic::attention::attend`].
+pub(crate) type AttendFn = unsafe fn(&AttendArgs);
+/// See [`generic::attention::merge`].
+pub(crate) type MergeFn = unsafe fn(&mut [f32; 2], &mut [f32], &[f32; 2], &[f32]);
+
 /// Every kernel of one instruction set.
 pub(crate) struct Kernels {
     pub isa: Isa,
@@ -31,14 +36,24 @@ pub(crate) struct Kernels {
     pub dense: fn(generic::dense::Element, usize) -> Option<DenseFn>,
     /// Quantizes one row of activations, by number of planes - 1.
     pub quantize: [unsafe fn(&QuantizeArgs); 3],
-    /// Attention of a few query rows over the KV pages of one head, f16 then f32 pages.
-    pub attend: [unsafe fn(&AttendArgs); 2],
+    /// Rows that an attention kernel exists for, ascending.
+    pub attend_rows: &'static [usize],
+    /// The attention kernel for pages of an element type and tiles of `rows`.
+    pub attend: fn(generic::dense::Element, usize) -> Option<AttendFn>,
+    /// Joins the attention state of a later stretch of pages to that of an earlier one; see [`generic::attention::merge`].
+    pub merge: MergeFn,
     /// Root mean square norm of one row: `(x, weight, eps, out)`.
     pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     /// `gate[i] = silu(gate[i]) * up[i]`.
     pub silu_mul: unsafe fn(&mut [f32], &[f32]),
     /// Rounds to half precision.
     pub to_f16: unsafe fn(&[f32], &mut [u16]),
+    /// See [`generic::probe`].
+    pub probe_dots: unsafe fn(usize) -> i32,
+    /// See [`generic::probe`].
+    pub probe_fmas: unsafe fn(usize) -> f32,
+    /// See [`generic::probe`].
+    pub probe_read: unsafe fn(*const u8, usize) -> i32,
 }
 
 /// Stamps the generic algorithms out for one implementation of `Vector`.
@@ -48,9 +63,10 @@ macro_rules! stamp {
         features: [$($feature:literal)?],
         tiles: { $($planes:literal: [$($rows:literal => ($nv:literal, $seq:literal)),* $(,)?]),* $(,)? },
         dense: [$($drows:literal => $dnv:literal),* $(,)?],
+        attend: [$($arows:literal => $anv:literal),* $(,)?],
     ) => {
         use super::generic;
-        use super::{DenseFn, Kernels, TileFn};
+        use super::{AttendFn, DenseFn, Kernels, TileFn};
 
         // SAFETY of the functions below: the dispatcher hands this table out only on a CPU that has the features;
         // their other preconditions are those of the generic algorithm that each one instantiates.
@@ -70,9 +86,14 @@ macro_rules! stamp {
             unsafe { generic::quantize::row::<$isa, P>(a) }
         }
         $(#[target_feature(enable = $feature)])?
-        unsafe fn attend<const HALF: bool>(a: &generic::AttendArgs) {
+        unsafe fn attend_tile<const E: u8, const MR: usize, const NV: usize>(a: &generic::AttendArgs) {
             // SAFETY: see above.
-            unsafe { generic::attention::attend::<$isa, HALF>(a) }
+            unsafe { generic::attention::attend::<$isa, E, MR, NV>(a) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn merge(stats: &mut [f32; 2], out: &mut [f32], later: &[f32; 2], later_out: &[f32]) {
+            // SAFETY: see above.
+            unsafe { generic::attention::merge::<$isa>(stats, out, later, later_out) }
         }
         $(#[target_feature(enable = $feature)])?
         unsafe fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -88,6 +109,21 @@ macro_rules! stamp {
         unsafe fn to_f16(x: &[f32], out: &mut [u16]) {
             // SAFETY: see above.
             unsafe { generic::elementwise::to_f16::<$isa>(x, out) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn probe_dots(rounds: usize) -> i32 {
+            // SAFETY: see above.
+            unsafe { generic::probe::dots::<$isa>(rounds) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn probe_fmas(rounds: usize) -> f32 {
+            // SAFETY: see above.
+            unsafe { generic::probe::fmas::<$isa>(rounds) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn probe_read(p: *const u8, lines: usize) -> i32 {
+            // SAFETY: see above.
+            unsafe { generic::probe::read::<$isa>(p, lines) }
         }
 
         fn tile_for(bits: u32, planes: usize, rows: usize) -> Option<TileFn> {
@@ -114,6 +150,18 @@ macro_rules! stamp {
             }
         }
 
+        fn attend_for(element: generic::dense::Element, rows: usize) -> Option<AttendFn> {
+            use generic::dense::Element::{BF16, F16, F32};
+            match (element, rows) {
+                $(
+                    (F16, $arows) => Some(attend_tile::<{ F16 as u8 }, $arows, $anv>),
+                    (BF16, $arows) => Some(attend_tile::<{ BF16 as u8 }, $arows, $anv>),
+                    (F32, $arows) => Some(attend_tile::<{ F32 as u8 }, $arows, $anv>),
+                )*
+                _ => None,
+            }
+        }
+
         pub(super) static KERNELS: Kernels = Kernels {
             isa: crate::isa::Isa::$isa,
             tile_rows: [$(&[$($rows),*]),*],
@@ -121,10 +169,15 @@ macro_rules! stamp {
             dense_rows: &[$($drows),*],
             dense: dense_for,
             quantize: [quantize::<1>, quantize::<2>, quantize::<3>],
-            attend: [attend::<true>, attend::<false>],
+            attend_rows: &[$($arows),*],
+            attend: attend_for,
+            merge,
             rms_norm,
             silu_mul,
             to_f16,
+            probe_dots,
+            probe_fmas,
+            probe_read,
         };
     };
 }

@@ -1,0 +1,70 @@
+//! What a machine can do at most: the numbers that a kernel's speed is a fraction of.
+
+use crate::arch::vector::Vector;
+use std::hint::black_box;
+
+/// Operations in flight: enough to hide the latency of a dot product or a fused multiply-add on every port.
+pub(crate) const CHAINS: usize = 12;
+
+/// `rounds` times [`CHAINS`] dot products of unsigned and signed bytes, 64 multiply-adds each.
+///
+/// # Safety
+/// The instruction set of `V`.
+#[inline(always)]
+pub(crate) unsafe fn dots<V: Vector>(rounds: usize) -> i32 {
+    let x = black_box(0x0102_0304);
+    // SAFETY: arithmetic on lanes.
+    unsafe {
+        let w = V::splat_i(black_box(0x0305_0709));
+        let mut acc = [V::splat_i(0); CHAINS];
+        for _ in 0..rounds {
+            for acc in &mut acc {
+                *acc = V::dot::<false>(*acc, w, x);
+            }
+        }
+        let sum = acc.into_iter().reduce(|a, b| V::add_i(a, b)).unwrap_or(w);
+        i32::from(V::low_bytes(sum)[0])
+    }
+}
+
+/// `rounds` times [`CHAINS`] fused multiply-adds of sixteen lanes.
+///
+/// # Safety
+/// The instruction set of `V`.
+#[inline(always)]
+pub(crate) unsafe fn fmas<V: Vector>(rounds: usize) -> f32 {
+    let x = black_box(0.5);
+    // SAFETY: arithmetic on lanes.
+    unsafe {
+        let w = V::splat_f(black_box(0.5));
+        let mut acc = [V::splat_f(1.0); CHAINS];
+        for _ in 0..rounds {
+            for acc in &mut acc {
+                *acc = V::fma(w, V::splat_f(x), *acc);
+            }
+        }
+        let sum = acc.into_iter().reduce(|a, b| V::add_f(a, b)).unwrap_or(w);
+        V::sum(sum)
+    }
+}
+
+/// Reads `lines` lines of 64 bytes as one stream, with the prefetch distance of the kernels.
+///
+/// # Safety
+/// The instruction set of `V`; `p` is valid for `64 * lines` bytes.
+#[inline(always)]
+pub(crate) unsafe fn read<V: Vector>(p: *const u8, lines: usize) -> i32 {
+    // SAFETY: every line lies inside the stretch; a prefetch may name any address.
+    unsafe {
+        let mut acc = [V::splat_i(0); 4];
+        for line in (0..lines / 4 * 4).step_by(4) {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let at = p.add(64 * (line + i));
+                V::prefetch(at.wrapping_add(6144));
+                *acc = V::or_i(*acc, V::load_i(at));
+            }
+        }
+        let all = acc.into_iter().reduce(|a, b| V::or_i(a, b)).unwrap_or(V::splat_i(0));
+        i32::from(V::low_bytes(all)[0])
+    }
+}

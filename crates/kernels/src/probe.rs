@@ -1,0 +1,50 @@
+//! The limits of the machine, measured with the instructions that the kernels use, on the backend's threads. Single
+//! samples of about a millisecond: callers take the best of many, between the samples of what they compare.
+
+use crate::backend::Backend;
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Rounds of a sample of arithmetic.
+const ROUNDS: usize = 1 << 16;
+
+impl Backend {
+    /// Calls `body` once for each thread and returns the seconds that all of it took.
+    fn on_all_threads(&self, body: &(dyn Fn(usize) + Sync)) -> f64 {
+        let begin = Instant::now();
+        self.pool().run(self.threads(), body);
+        begin.elapsed().as_secs_f64()
+    }
+
+    /// Operations per second (a multiply-add is two) of dot products of bytes, from registers.
+    pub fn probe_dots(&self) -> f64 {
+        // SAFETY: the table's instruction set is available.
+        let seconds = self.on_all_threads(&|_| {
+            black_box(unsafe { (self.kernels.probe_dots)(black_box(ROUNDS)) });
+        });
+        (2 * 64 * crate::arch::generic::probe::CHAINS * ROUNDS * self.threads()) as f64 / seconds
+    }
+
+    /// Operations per second (a multiply-add is two) of `f32` fused multiply-adds, from registers.
+    pub fn probe_fmas(&self) -> f64 {
+        // SAFETY: the table's instruction set is available.
+        let seconds = self.on_all_threads(&|_| {
+            black_box(unsafe { (self.kernels.probe_fmas)(black_box(ROUNDS)) });
+        });
+        (2 * 16 * crate::arch::generic::probe::CHAINS * ROUNDS * self.threads()) as f64 / seconds
+    }
+
+    /// Bytes per second of reading `data`, which should not be in any cache, in chunks that threads claim as they do
+    /// those of a weight.
+    pub fn probe_read(&self, data: &[u8]) -> f64 {
+        let lines = data.len() / 64;
+        let chunks = (data.len() / crate::backend::CHUNK_BYTES).clamp(1, 1 << 16);
+        let begin = Instant::now();
+        self.pool().run(chunks, &|i| {
+            let (from, to) = (lines * i / chunks, lines * (i + 1) / chunks);
+            // SAFETY: the table's instruction set is available; lines `from..to` lie inside `data`.
+            black_box(unsafe { (self.kernels.probe_read)(data[64 * from..].as_ptr(), to - from) });
+        });
+        (64 * lines) as f64 / begin.elapsed().as_secs_f64()
+    }
+}
