@@ -7,10 +7,14 @@
 //! [`pack_by_table`] by gathering through a permutation table. [`unpack`] is the inverse of both. [`repack`] starts from
 //! the words of a `qweight`, with or without act-order.
 //!
+//! Old programs wrote folders in the layout for 16-bit activations; [`crate::Checkpoint`] reads them, and
+//! [`crate::convert`] writes them.
+//!
 //! Kernels with 8-bit activations ([`Activations::Bits8`]) have tiles of another shape and want their scales prepared:
 //! [`int8_scales`] for integers, [`fp8_scales`] and [`fp8_words`] for E4M3.
 
 mod awq;
+pub(crate) mod checkpoint;
 mod error;
 mod fp8;
 mod int8;
@@ -30,4 +34,5 @@ pub use order::{KernelGroups, SortedGroups, is_k_full, kernel_groups, repeat_sca
 pub use scales::{SCALE_PERM, SCALE_PERM_SINGLE, ScaleOrder, permute_bias, permute_scales, scale_order, unpermute_bias, unpermute_scales};
 pub use table::{pack_by_table, weight_perm};
 pub use tile::{Activations, Place, Tiling, pack, repack, unpack, unpack_to_gptq};
+pub(crate) use tile::{tiled, untiled};
 pub use zeros::{pack_zeros, unpack_zeros};
