@@ -12,9 +12,6 @@ use half::{bf16, f16};
 pub(crate) const SIZES: &str =
     "check bits, group_size and the rules of the quantization config against the tensors, or download the shard again";
 
-/// Why zero points are as they are.
-const ONE_READING: &str = "the format has no other";
-
 /// How the codes of a module are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
@@ -126,9 +123,9 @@ impl<'a> Module<'a> {
     pub(crate) fn zero_points(&self) -> Result<Decoded, FormatError> {
         let decoded = match (&self.zeros, self.layout) {
             (Some(tensor), Layout::Gptq(width)) => gptq::zeros(self, tensor, width)?,
-            (Some(tensor), Layout::Awq | Layout::AwqGemv) => self.plain(awq::zeros(self, tensor)?, ONE_READING),
-            (Some(tensor), Layout::AwqFast) => self.plain(awq::zeros(self, tensor)?, "stored times the negative scale, divided again"),
-            (Some(tensor), _) => self.plain(compressed::zeros(self, tensor)?, ONE_READING),
+            (Some(tensor), Layout::Awq | Layout::AwqGemv) => self.plain(awq::zeros(self, tensor)?, ZeroDialect::V2),
+            (Some(tensor), Layout::AwqFast) => self.plain(awq::zeros(self, tensor)?, ZeroDialect::Scaled),
+            (Some(tensor), _) => self.plain(compressed::zeros(self, tensor)?, ZeroDialect::V2),
             (None, _) => Decoded {
                 zeros: Zeros::Midpoint,
                 dialect: ZeroDialect::Absent,
@@ -141,16 +138,16 @@ impl<'a> Module<'a> {
         Ok(decoded)
     }
 
-    /// Zero points of a format that stores them as they are.
-    fn plain(&self, zeros: Vec<u16>, reason: &str) -> Decoded {
+    /// Zero points of a format that stores them in one way only.
+    fn plain(&self, zeros: Vec<u16>, dialect: ZeroDialect) -> Decoded {
         let midpoint = 1 << (self.scheme.bits - 1);
         let all = zeros.iter().all(|&z| z == midpoint);
         let odd = "the config calls the module symmetric, but its zero points are not the midpoint: the stored ones are used";
         Decoded {
             zeros: if all { Zeros::Midpoint } else { Zeros::PerGroup(zeros) },
-            dialect: ZeroDialect::V2,
+            dialect,
             evidence: Evidence::Format,
-            reason: reason.into(),
+            reason: "the format has no other".into(),
             warnings: if self.scheme.sym && !all { vec![odd] } else { vec![] },
         }
     }
