@@ -99,6 +99,9 @@ pub fn engines(checkpoint: &Checkpoint, modules: &[ModuleReport]) -> Vec<EngineV
         CheckpointFormat::Gptq | CheckpointFormat::GptqV2 => say(cpu, Runs, "4-bit symmetric"),
         CheckpointFormat::GptqP => say(cpu, Refuses, "the planar packing is not known there"),
         CheckpointFormat::AwqGemm => say(cpu, Runs, "4-bit AWQ"),
+        CheckpointFormat::AwqGemv | CheckpointFormat::AwqFast | CheckpointFormat::Marlin => {
+            say(cpu, Refuses, &format!("the {} layout is not known there", t.format.name()));
+        }
         CheckpointFormat::PackQuantized if t.widths == [4] => say(cpu, Runs, "4-bit compressed-tensors"),
         CheckpointFormat::PackQuantized => say(cpu, Refuses, &format!("it runs 4-bit pack-quantized weights, this has {widths} bits")),
         _ => say(cpu, Runs, "compressed-tensors"),
@@ -112,7 +115,7 @@ pub fn engines(checkpoint: &Checkpoint, modules: &[ModuleReport]) -> Vec<EngineV
         } else if gptq && t.act_order && !t.symmetric {
             say("ONNX Runtime GenAI 2026-11", Wrong, "asymmetric with act-order is off by a relative error of 1.4");
         }
-    } else {
+    } else if !matches!(t.format, CheckpointFormat::AwqGemv | CheckpointFormat::AwqFast | CheckpointFormat::Marlin) {
         say("mistral.rs 9e92262, CPU", Refuses, "unknown quantization method compressed-tensors");
     }
     say("llama.cpp", Refuses, "it loads GGUF files only");

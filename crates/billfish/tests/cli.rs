@@ -296,6 +296,26 @@ fn convert_writes_a_folder_that_runs_the_same() {
 }
 
 #[test]
+fn a_marlin_folder_runs_the_same_and_is_called_by_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = fixture("llama-w4-sym-g128");
+    let (model, out) = (model.to_str().unwrap(), dir.path().join("marlin"));
+    let out = out.to_str().unwrap();
+    ok(&["convert", model, out, "--to", "marlin"]);
+    let run =
+        |folder: &str| ids(&json(&["run", folder, "--prompt", "Once", "--max-tokens", "8", "--temperature", "0", "--json"])["token_ids"]);
+    assert_eq!(run(out), run(model));
+    assert!(ok(&["inspect", out]).0.contains("quantization  marlin by "));
+    let inspected = json(&["inspect", out, "--json"]);
+    assert!(inspected["modules"].as_array().unwrap().iter().any(|m| m["format"] == "marlin"), "{inspected}");
+    let doctor = ok(&["doctor", out]).0;
+    assert!(doctor.contains("the marlin layout is not known there") && doctor.contains("nothing is wrong"), "{doctor}");
+    let refused = fixture("llama-w4-sym-g32-act");
+    let e = common::error(&["convert", refused.to_str().unwrap(), "x", "--to", "marlin"]);
+    assert!(e.contains("is act-order, and marlin has no `g_idx`") && e.contains("more modules"), "{e}");
+}
+
+#[test]
 fn help_and_version_are_no_errors() {
     for args in [&["--help"][..], &["--version"], &["run", "--help"], &["eval", "ppl", "--help"]] {
         assert!(!ok(args).0.is_empty());

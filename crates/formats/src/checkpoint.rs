@@ -213,7 +213,7 @@ impl Checkpoint {
         let quantized = |part: &&str| {
             self.info(&format!("{module}.{part}")).is_some_and(|i| quantized_module(&format!("{module}.{part}"), i).is_some())
         };
-        let part = ["qweight", "weight_packed", "weight"].into_iter().find(quantized).unwrap_or("qweight");
+        let part = FORMS.into_iter().find(quantized).unwrap_or(FORMS[0]);
         self.need(&format!("{module}.{part}"))
     }
 
@@ -258,14 +258,16 @@ impl Checkpoint {
     /// # Errors
     /// [`FormatError::Tensor`] if the module has two forms or none.
     pub fn is_quantized(&self, module: &str) -> Result<bool, FormatError> {
-        let forms = ["qweight", "weight_packed", "weight"].map(|part| format!("{module}.{part}"));
-        let found: Vec<Tensor<'_>> = forms.iter().filter_map(|name| self.find(name)).collect();
+        let forms = FORMS.map(|part| format!("{module}.{part}"));
+        // a tensor of such a short name may also be something else
+        let other = |t: &Tensor<'_>| t.name.ends_with(".B") && quantized_module(t.name, t.info).is_none();
+        let found: Vec<Tensor<'_>> = forms.iter().filter_map(|name| self.find(name)).filter(|t| !other(t)).collect();
         let quantized = match found.as_slice() {
             [one] => quantized_module(one.name, one.info).is_some(),
             [] => {
                 let remedy = "the folder is incomplete, or its architecture names this module otherwise";
-                let [qweight, packed, weight] = forms;
-                let expected = format!("`{qweight}`, `{packed}` or `{weight}`");
+                let [qweight, packed, tiles, weight] = forms;
+                let expected = format!("`{qweight}`, `{packed}`, `{tiles}` or `{weight}`");
                 return Err(FormatError::tensor(&self.store.display(), module, expected, "none of them", remedy));
             }
             [first, .., last] => {
@@ -346,10 +348,15 @@ impl Checkpoint {
     }
 }
 
+/// The tensors of which a linear module has one.
+const FORMS: [&str; 4] = ["qweight", "weight_packed", "B", "weight"];
+
 /// The module whose codes a tensor holds: packed, or a `weight` of a type that no dense one has.
 fn quantized_module<'a>(name: &'a str, info: &TensorInfo) -> Option<&'a str> {
     let codes = matches!(info.dtype, DType::I8 | DType::F8E4M3 | DType::F8E5M2) && info.shape.len() == 2;
+    let tiles = matches!(info.dtype, DType::I32 | DType::U32) && info.shape.len() == 2;
     let packed = name.strip_suffix(".qweight").or_else(|| name.strip_suffix(".weight_packed"));
+    let packed = packed.or_else(|| name.strip_suffix(".B").filter(|_| tiles));
     packed.or_else(|| name.strip_suffix(".weight").filter(|_| codes))
 }
 

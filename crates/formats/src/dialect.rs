@@ -28,6 +28,8 @@ pub enum ZeroDialect {
     V1Legacy,
     /// As they are.
     V2,
+    /// Times the negative scale, as floats.
+    Scaled,
     /// Not at all: every zero point is the midpoint.
     Absent,
 }
@@ -40,6 +42,7 @@ impl fmt::Display for ZeroDialect {
             ZeroDialect::V1Modulo => "v1: less one modulo 8",
             ZeroDialect::V1Legacy => "v1: legacy 3-bit constants, undone",
             ZeroDialect::V2 => "v2: stored as they are",
+            ZeroDialect::Scaled => "stored times the negative scale",
             ZeroDialect::Absent => "not stored",
         })
     }

@@ -145,11 +145,10 @@ fn weight(checkpoint: &Checkpoint, place: Place) -> Result<Explanation, FormatEr
     };
     let file = Words { checkpoint, module: &place.name, bits: m.bits() };
     let (mut code_bits, mut zero_bits, mut stored_zero) = (vec![], vec![], None);
-    if let Codes::Words { packing, .. } = m.codes() {
+    // other formats have tensors of these names, and perhaps shapes, with other contents
+    if let (Codes::Words { packing, .. }, true) = (m.codes(), report.format.is_gptq()) {
         let words = packing.words(m.bits(), k);
-        let found = file.find("qweight", [words, n], *packing, row, |word| [word, col])?;
-        // another format may have a tensor of this name with other contents: then nothing is said rather than a guess
-        if let Some((bits, _)) = found.filter(|(_, stored)| *stored == u32::from(code)) {
+        if let Some((bits, _)) = file.find("qweight", [words, n], *packing, row, |word| [word, col])? {
             code_bits = bits;
             let words = packing.words(m.bits(), n);
             if let Some((bits, stored)) = file.find("qzeros", [m.group_count(), words], *packing, col, |word| [group, word])? {

@@ -6,7 +6,7 @@ use crate::dialect::{self, Clues, Decoded, Stored};
 use crate::module::{Layout, Module, SCALES, SIZES, check_size, two_dimensions, words, wrong_shape};
 use crate::statistic::Sample;
 use crate::strips;
-use crate::{CheckpointFormat, FormatError, QuantConfig, Scheme};
+use crate::{CheckpointFormat, FormatError, GroupSize, QuantConfig, Scheme};
 use billfish_tensor::{Codes, DType, Groups, Packing};
 
 /// Finds a module's tensors and checks every shape and type.
@@ -30,7 +30,7 @@ pub(crate) fn find<'a>(
     scales.check_dtype(&SCALES)?;
     let (k, n) = match size {
         Some(size) => size,
-        None => infer(&qweight, g_idx.as_ref(), bits, width)?,
+        None => infer(&qweight, &scales, g_idx.as_ref(), &scheme, width)?,
     };
     check_size(&qweight, k, n)?;
     check_codes(&qweight, &scheme, width, k, n)?;
@@ -67,14 +67,26 @@ fn count_of(packing: Packing, bits: u32, width: u32, count: usize) -> usize {
     if width == 32 { packing.words(bits, count) } else { count.div_ceil((width / bits) as usize) }
 }
 
-/// The size of a module nobody told us the size of.
-fn infer(qweight: &Tensor<'_>, g_idx: Option<&Tensor<'_>>, bits: u32, width: u32) -> Result<(usize, usize), FormatError> {
+/// The size of a module nobody told us the size of. Without a `g_idx` the last word may end in padding: K is what the groups
+/// come to, if that is so many words.
+fn infer(
+    qweight: &Tensor<'_>,
+    scales: &Tensor<'_>,
+    g_idx: Option<&Tensor<'_>>,
+    scheme: &Scheme,
+    width: u32,
+) -> Result<(usize, usize), FormatError> {
     let [rows, n] = two_dimensions(qweight)?;
-    let k = match g_idx.map(|t| t.info.shape.as_slice()) {
-        Some([k]) => *k,
-        _ => (rows as u128 * u128::from(width) / u128::from(bits)) as usize,
+    if let Some([k]) = g_idx.map(|t| t.info.shape.as_slice()) {
+        return Ok((*k, n));
+    }
+    let full = (rows as u128 * u128::from(width) / u128::from(scheme.bits)) as usize;
+    let of_groups = match (scheme.group_size, scales.rows_of(n)) {
+        (GroupSize::Rows(size), Some(count)) => count.checked_mul(size).filter(|&k| k > 0 && k < full),
+        _ => None,
     };
-    Ok((k, n))
+    let k = of_groups.filter(|&k| count_of(scheme.packing(), scheme.bits, width, k) == rows);
+    Ok((k.unwrap_or(full), n))
 }
 
 fn check_codes(qweight: &Tensor<'_>, scheme: &Scheme, width: u32, k: usize, n: usize) -> Result<(), FormatError> {

@@ -1,5 +1,5 @@
 //! Bytes on disk to the vocabulary of Billfish: model folders, safetensors files, quantization configs and their rules,
-//! the GPTQ layout in all its dialects, AWQ, compressed-tensors and AutoRound.
+//! the GPTQ layout in all its dialects, AWQ, Marlin, compressed-tensors and AutoRound.
 //!
 //! [`Checkpoint`] is the way in: it opens a folder (or files in memory), checks every config and header before any tensor
 //! is believed, and then hands out [`billfish_tensor::DenseTensor`]s and linear modules, quantized or dense as their

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dialect::{Decoded, Evidence, ZeroDialect};
+use crate::marlin::checkpoint as marlin;
 use crate::warning::WarningKind;
 use crate::{CheckpointFormat, FormatError, QuantConfig, Scheme, awq, compressed, gptq};
 use billfish_tensor::{Codes, DType, Groups, Packing, QuantMatrix, ScaleValues, TensorError, Zeros};
@@ -18,6 +19,12 @@ pub(crate) enum Layout {
     Gptq(u32),
     /// 32-bit words along the columns, eight columns interleaved in each.
     Awq,
+    /// Each output's codes in words of their own, and its zero points too; scales in rows that end in padding.
+    AwqGemv,
+    /// 16-bit words of four rows that are interleaved, zero points as floats.
+    AwqFast,
+    /// Tiles for tensor cores.
+    Marlin,
     /// Each output's codes in words of their own: one bit stream.
     Stream,
     /// The same, with as many whole codes in a word as fit and the rest of it unused.
@@ -31,7 +38,7 @@ pub(crate) enum Layout {
 impl Layout {
     /// Whether rows of tensors are outputs, so that scales stand `[N, groups]`.
     pub(crate) fn outputs_first(self) -> bool {
-        !matches!(self, Layout::Gptq(_) | Layout::Awq)
+        !matches!(self, Layout::Gptq(_) | Layout::Awq | Layout::AwqFast | Layout::Marlin)
     }
 }
 
@@ -62,12 +69,21 @@ impl<'a> Module<'a> {
             let remedy = "add quantize_config.json, or `quantization_config` in config.json, with bits and group_size";
             return Err(codes.wrong("a quantization config beside a quantized tensor", "none", remedy));
         };
-        let scheme = config.scheme(name)?;
+        let mut scheme = config.scheme(name)?;
         match scheme.format {
+            said if marlin::holds(checkpoint, said, name) => marlin::find(checkpoint, config, name, scheme, size),
             CheckpointFormat::Gptq | CheckpointFormat::GptqV2 | CheckpointFormat::GptqP => {
                 gptq::find(checkpoint, config, name, scheme, size)
             }
-            CheckpointFormat::AwqGemm => awq::find(checkpoint, config, name, scheme, size),
+            CheckpointFormat::Marlin => {
+                scheme.format = CheckpointFormat::Gptq;
+                let module = gptq::find(checkpoint, config, name, scheme, size)?;
+                module.warn("the config says marlin, but the tensors are gptq: they are followed");
+                Ok(module)
+            }
+            CheckpointFormat::AwqGemm | CheckpointFormat::AwqGemv | CheckpointFormat::AwqFast => {
+                awq::find(checkpoint, config, name, scheme, size)
+            }
             _ => compressed::find(checkpoint, config, name, scheme, size),
         }
     }
@@ -107,8 +123,9 @@ impl<'a> Module<'a> {
     pub(crate) fn zero_points(&self) -> Result<Decoded, FormatError> {
         let decoded = match (&self.zeros, self.layout) {
             (Some(tensor), Layout::Gptq(width)) => gptq::zeros(self, tensor, width)?,
-            (Some(tensor), Layout::Awq) => self.plain(awq::zeros(self, tensor)?),
-            (Some(tensor), _) => self.plain(compressed::zeros(self, tensor)?),
+            (Some(tensor), Layout::Awq | Layout::AwqGemv) => self.plain(awq::zeros(self, tensor)?, ZeroDialect::V2),
+            (Some(tensor), Layout::AwqFast) => self.plain(awq::zeros(self, tensor)?, ZeroDialect::Scaled),
+            (Some(tensor), _) => self.plain(compressed::zeros(self, tensor)?, ZeroDialect::V2),
             (None, _) => Decoded {
                 zeros: Zeros::Midpoint,
                 dialect: ZeroDialect::Absent,
@@ -121,14 +138,14 @@ impl<'a> Module<'a> {
         Ok(decoded)
     }
 
-    /// Zero points of a format that stores them as they are.
-    fn plain(&self, zeros: Vec<u16>) -> Decoded {
+    /// Zero points of a format that stores them in one way only.
+    fn plain(&self, zeros: Vec<u16>, dialect: ZeroDialect) -> Decoded {
         let midpoint = 1 << (self.scheme.bits - 1);
         let all = zeros.iter().all(|&z| z == midpoint);
         let odd = "the config calls the module symmetric, but its zero points are not the midpoint: the stored ones are used";
         Decoded {
             zeros: if all { Zeros::Midpoint } else { Zeros::PerGroup(zeros) },
-            dialect: ZeroDialect::V2,
+            dialect,
             evidence: Evidence::Format,
             reason: "the format has no other".into(),
             warnings: if self.scheme.sym && !all { vec![odd] } else { vec![] },
@@ -138,14 +155,15 @@ impl<'a> Module<'a> {
     /// Reads everything.
     pub(crate) fn read(self, bias: Option<Vec<f32>>) -> Result<QuantMatrix, FormatError> {
         if let Some(why) = self.refusal() {
-            let expected = "weights as integer codes (GPTQ, AWQ gemm, compressed-tensors pack-quantized or int-quantized)";
+            let expected = "weights as integer codes (GPTQ, AWQ, marlin, compressed-tensors pack-quantized or int-quantized)";
             return Err(self.codes.wrong(expected, why, "use a checkpoint of the model in one of these formats, or the dense original"));
         }
         let zeros = self.zero_points()?.zeros;
         let scales = self.read_scales()?;
         let codes = match self.layout {
             Layout::Gptq(width) => gptq::codes(&self, width)?,
-            Layout::Awq => awq::codes(&self)?,
+            Layout::Awq | Layout::AwqGemv | Layout::AwqFast => awq::codes(&self)?,
+            Layout::Marlin => marlin::codes(&self)?,
             _ => compressed::codes(&self)?,
         };
         for tensor in [&self.codes, &self.scales].into_iter().chain(&self.zeros).chain(&self.g_idx).chain(&self.others) {
@@ -171,15 +189,26 @@ impl<'a> Module<'a> {
     }
 
     /// Scales as `[groups, N]`.
-    fn read_scales(&self) -> Result<ScaleValues, FormatError> {
-        let (n, count) = (self.n, self.count);
-        let turn = self.layout.outputs_first();
+    pub(crate) fn read_scales(&self) -> Result<ScaleValues, FormatError> {
+        let len = self.n * self.count;
         Ok(match read_scales(&self.scales)? {
-            ScaleValues::F16(v) if turn => ScaleValues::F16(turned(&v, n, count)),
-            ScaleValues::BF16(v) if turn => ScaleValues::BF16(turned(&v, n, count)),
-            ScaleValues::F32(v) if turn => ScaleValues::F32(turned(&v, n, count)),
-            scales => scales,
+            scales if matches!(self.layout, Layout::Gptq(_) | Layout::Awq) => scales,
+            ScaleValues::F16(v) => ScaleValues::F16((0..len).map(|i| v[self.scale_place(i)]).collect()),
+            ScaleValues::BF16(v) => ScaleValues::BF16((0..len).map(|i| v[self.scale_place(i)]).collect()),
+            ScaleValues::F32(v) => ScaleValues::F32((0..len).map(|i| v[self.scale_place(i)]).collect()),
         })
+    }
+
+    /// Where scale `i` of `[groups, N]` is stored.
+    fn scale_place(&self, i: usize) -> usize {
+        match (self.layout, &self.scales.info.shape[..]) {
+            (Layout::Marlin, _) => marlin::scale_place(self, i),
+            (layout, _) if !layout.outputs_first() => i,
+            // One scale of the whole matrix is spread over its columns.
+            (_, shape) if shape.iter().product::<usize>() == 1 => 0,
+            (_, [_, columns]) => i % self.n * columns + i / self.n,
+            _ => i,
+        }
     }
 
     /// Names the file and the tensor behind a matrix that does not fit together.
@@ -188,11 +217,14 @@ impl<'a> Module<'a> {
         let (part, expected, found) = match error {
             TensorError::Length { part, expected, found } => (part, format!("{expected} elements"), format!("{found}")),
             TensorError::Value { part, index, expected, found } => {
-                let place = match (part, turn) {
-                    // One scale of the whole matrix was spread over its columns.
-                    ("scales", true) if self.scales.info.shape.iter().product::<usize>() == 1 => "[0]".into(),
-                    ("scales" | "zeros", true) => format!("[{}, {}]", index % n, index / n),
-                    ("scales" | "zeros", false) => format!("[{}, {}]", index / n, index % n),
+                let stored = self.scale_place(if part == "scales" { index } else { 0 });
+                let place = match (part, &self.scales.info.shape[..], turn) {
+                    ("scales", [_, columns], _) if self.scales.info.bytes > self.scales.info.dtype.size() => {
+                        format!("[{}, {}]", stored / columns, stored % columns)
+                    }
+                    ("scales", ..) => format!("[{stored}]"),
+                    ("zeros", _, true) => format!("[{}, {}]", index % n, index / n),
+                    ("zeros", _, false) => format!("[{}, {}]", index / n, index % n),
                     _ => format!("[{index}]"),
                 };
                 (part, expected, format!("{found} at {place}"))
@@ -208,14 +240,6 @@ impl<'a> Module<'a> {
             _ => None,
         };
         tensor.unwrap_or(&self.codes).wrong(expected, found, crate::error::DAMAGED)
-    }
-}
-
-/// `[n, count]` as `[count, n]`; a single value is spread.
-fn turned<T: Copy>(v: &[T], n: usize, count: usize) -> Vec<T> {
-    match v {
-        [one] => vec![*one; n * count],
-        _ => (0..n * count).map(|i| v[i % n * count + i / n]).collect(),
     }
 }
 

@@ -50,6 +50,12 @@ pub enum CheckpointFormat {
     GptqP,
     /// AWQ's gemm layout: packed along the outputs.
     AwqGemm,
+    /// AWQ's gemv layout: packed along the inputs, outputs first.
+    AwqGemv,
+    /// The layout of AutoAWQ's gemv_fast and of llm-awq: 16-bit words of four interleaved outputs, zero points as floats.
+    AwqFast,
+    /// Tiles of a tensor-core kernel: 4 bit, symmetric, no act-order.
+    Marlin,
     /// compressed-tensors, integer codes in words.
     PackQuantized,
     /// compressed-tensors, integer codes in bytes.
@@ -70,6 +76,9 @@ impl CheckpointFormat {
             CheckpointFormat::GptqV2 => "gptq_v2",
             CheckpointFormat::GptqP => "gptq_p",
             CheckpointFormat::AwqGemm => "awq gemm",
+            CheckpointFormat::AwqGemv => "awq gemv",
+            CheckpointFormat::AwqFast => "awq gemv_fast",
+            CheckpointFormat::Marlin => "marlin",
             CheckpointFormat::PackQuantized => "compressed-tensors pack-quantized",
             CheckpointFormat::IntQuantized => "compressed-tensors int-quantized",
             CheckpointFormat::FloatQuantized => "compressed-tensors float-quantized",
@@ -78,12 +87,13 @@ impl CheckpointFormat {
         }
     }
 
-    fn is_gptq(self) -> bool {
+    pub(crate) fn is_gptq(self) -> bool {
         matches!(self, CheckpointFormat::Gptq | CheckpointFormat::GptqV2 | CheckpointFormat::GptqP)
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [CheckpointFormat::Gptq, CheckpointFormat::GptqV2, CheckpointFormat::GptqP].into_iter().find(|f| f.name() == name)
+        let named = [CheckpointFormat::Gptq, CheckpointFormat::GptqV2, CheckpointFormat::GptqP, CheckpointFormat::Marlin];
+        named.into_iter().find(|f| f.name() == name)
     }
 }
 
@@ -161,24 +171,31 @@ impl QuantConfig {
         let format = match method {
             Method::Awq => check_awq(&mut keys)?,
             Method::AutoRound => check_packing_format(&mut keys, warnings)?,
+            Method::Marlin => {
+                let remedy = "correct the key, or `quant_method`";
+                keys.only(&["checkpoint_format", "format"], |v| v == "marlin", "`marlin`, as `quant_method`", remedy)?;
+                CheckpointFormat::Marlin
+            }
             _ => check_format(&mut keys)?,
         };
-        let bits = keys.required(&["bits", "w_bit", "wbits"], "write the width of the codes, such as 4", check_bits)?;
-        if format == CheckpointFormat::AwqGemm && bits != 4 {
+        if method != Method::Gptq {
+            let ok = if method == Method::Marlin { |v: &Value| v == true } else { |v: &Value| v == false };
+            keys.only(&["is_marlin_format"], ok, "what `quant_method` says", "correct the key, or `quant_method`")?;
+        }
+        let bits = match method {
+            // The first folders of this kind say nothing beside their group size.
+            Method::Marlin => keys.optional(&["bits", "w_bit", "wbits"], check_bits)?.unwrap_or(4),
+            _ => keys.required(&["bits", "w_bit", "wbits"], "write the width of the codes, such as 4", check_bits)?,
+        };
+        if bits != 4 && (method == Method::Awq || format == CheckpointFormat::AwqGemm) {
             let remedy = "use a 4-bit checkpoint, or a GPTQ one of this width";
-            return Err(keys.wrong("bits", "4 in the awq gemm layout".into(), bits.to_string(), remedy));
+            return Err(keys.wrong("bits", format!("4 in the {} layout", format.name()), bits.to_string(), remedy));
         }
         let group_size =
             keys.required(&["group_size", "q_group_size"], "write the rows of a group, such as 128, or -1", check_group_size)?;
         let raw_desc_act = keys.optional(&["desc_act"], keys::boolean)?.unwrap_or(false);
         let sym = check_sym(&mut keys, warnings)?;
         let pack_dtype = keys.optional(&["pack_dtype"], check_pack_dtype)?;
-        keys.only(
-            &["is_marlin_format"],
-            |v| v == false,
-            "false",
-            "the marlin layout is not read, use the gptq checkpoint it was made from",
-        )?;
         keys.only(&["data_type"], |v| v == "int", "`int`", "codes of another type are not read")?;
         let lm_head = keys.optional(&["lm_head"], keys::boolean)?.unwrap_or(false);
         let modules = keys.optional(&["modules_in_block_to_quantize"], keys::names)?.unwrap_or_default();
@@ -261,7 +278,8 @@ impl QuantConfig {
 }
 
 /// What is read, for messages.
-const READ: &str = "`gptq` (2, 3, 4, 8 bit in the continuous layout; 5, 6, 7 bit, and any width marked gptq_p, in the planar layout)";
+const READ: &str = "`gptq` (2, 3, 4, 8 bit in the continuous layout; 5, 6, 7 bit, and any width marked gptq_p, in the planar layout; \
+                    4 bit in the marlin layout)";
 
 /// Who describes the checkpoint.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -270,21 +288,23 @@ enum Method {
     Awq,
     CompressedTensors,
     AutoRound,
+    Marlin,
 }
 
-const METHODS: [(&str, Method); 5] = [
+const METHODS: [(&str, Method); 6] = [
     ("gptq", Method::Gptq),
     ("awq", Method::Awq),
     ("compressed-tensors", Method::CompressedTensors),
     ("auto-round", Method::AutoRound),
     ("intel/auto-round", Method::AutoRound),
+    ("marlin", Method::Marlin),
 ];
 
 fn check_method(keys: &mut Keys<'_>) -> Result<Method, FormatError> {
     let read = |file: &str, key: &str, value: &Value| {
         let found = METHODS.iter().find(|(name, _)| value.as_str().is_some_and(|s| s.eq_ignore_ascii_case(name)));
         found.map(|(_, method)| *method).ok_or_else(|| {
-            let expected = format!("{READ}, `awq`, `compressed-tensors` or `auto-round`");
+            let expected = format!("{READ}, `awq`, `compressed-tensors`, `auto-round` or `marlin`");
             let remedy = "this quantization method is not read yet; use such a checkpoint of the model or the dense original";
             FormatError::config(file, key, expected, show(value), remedy)
         })
@@ -300,15 +320,39 @@ fn check_method(keys: &mut Keys<'_>) -> Result<Method, FormatError> {
     }
 }
 
-/// AWQ: every key that names the layout must name the one that is read.
+/// AWQ: every key that names the layout must name the same one.
 fn check_awq(keys: &mut Keys<'_>) -> Result<CheckpointFormat, FormatError> {
-    let remedy = "save the checkpoint in AutoAWQ's gemm layout";
+    let read = |file: &str, key: &str, value: &Value| {
+        let name = value.as_str().unwrap_or_default().to_ascii_lowercase();
+        match name.as_str() {
+            "gemm" => Ok(CheckpointFormat::AwqGemm),
+            "gemv" => Ok(CheckpointFormat::AwqGemv),
+            "gemv_fast" | "llm-awq" => Ok(CheckpointFormat::AwqFast),
+            "marlin" => Ok(CheckpointFormat::Marlin),
+            _ => {
+                let (expected, remedy) =
+                    ("`gemm`, `gemv`, `gemv_fast`, `llm-awq` or `marlin`", "save the checkpoint in AutoAWQ's gemm layout");
+                Err(FormatError::config(file, key, expected, show(value), remedy))
+            }
+        }
+    };
+    let mut format: Option<CheckpointFormat> = None;
     for name in ["version", "checkpoint_format", "format"] {
-        keys.only(&[name], |v| v.as_str().is_some_and(|s| s.eq_ignore_ascii_case("gemm")), "`gemm`", remedy)?;
+        match (format, keys.optional(&[name], read)?) {
+            (Some(before), Some(now)) if before != now => {
+                let remedy = "remove the wrong one of the keys that name the layout";
+                return Err(keys.wrong(name, format!("{} as another key says", before.name()), now.name().into(), remedy));
+            }
+            (before, now) => format = before.or(now),
+        }
     }
-    let other = |v: &Value| v.as_str().is_some_and(|s| !s.eq_ignore_ascii_case("llm-awq"));
-    keys.only(&["backend"], other, "a backend with the gemm layout, such as `autoawq`", remedy)?;
-    Ok(CheckpointFormat::AwqGemm)
+    let text = |file: &str, key: &str, value: &Value| {
+        let text = value.as_str().map(|s| s.eq_ignore_ascii_case("llm-awq"));
+        text.ok_or_else(|| FormatError::config(file, key, "the name of a program", show(value), "correct or remove the key"))
+    };
+    // Its own folders are in its own layout, but for the oldest: the tensors of a module decide.
+    let own = keys.optional(&["backend"], text)?.unwrap_or(false).then_some(CheckpointFormat::AwqFast);
+    Ok(format.or(own).unwrap_or(CheckpointFormat::AwqGemm))
 }
 
 /// AutoRound: which of the other layouts the tensors have.
@@ -349,13 +393,16 @@ fn check_format(keys: &mut Keys<'_>) -> Result<CheckpointFormat, FormatError> {
             FormatError::config(
                 file,
                 key,
-                format!("gptq, gptq_v2 or gptq_p: {READ}"),
+                format!("gptq, gptq_v2, gptq_p or marlin: {READ}"),
                 show(value),
                 "save the checkpoint in one of these formats with the program that wrote it",
             )
         })
     };
+    let marlin = keys.optional(&["is_marlin_format"], keys::boolean)?;
     match keys.optional(&["checkpoint_format", "format"], read)? {
+        // AutoGPTQ before 0.8 has this key, and later versions follow it, too.
+        _ if marlin == Some(true) => Ok(CheckpointFormat::Marlin),
         Some(format) => Ok(format),
         // `version` names the format in some configs and a release in others: only the first kind counts.
         None => Ok(keys.version().and_then(CheckpointFormat::from_name).unwrap_or(CheckpointFormat::Gptq)),

@@ -63,6 +63,21 @@ fn transpose(m: &mut [u32; 8]) {
     }
 }
 
+/// 16-bit words `[n/4, k]`, each of four codes of one output. In each output, eight rows out of a run of 32 come together
+/// as the tensor cores of a kernel read them; then 64 rows of four outputs stand one output after the other.
+pub(crate) fn quads(bytes: &[u8], first: usize, k: usize, n: usize, out: &mut [u32]) {
+    for (i, element) in bytes.as_chunks::<2>().0.iter().enumerate() {
+        let (band, column, w) = (i / k, i % k / 64 * 64, i % k % 64);
+        let col = 4 * (first + band) + w / 16;
+        let codes = u32::from(u16::from_le_bytes(*element));
+        for nibble in 0..4 {
+            let at = 4 * (w % 16) + nibble;
+            let row = column + at / 32 * 32 + 8 * (at % 4) + 2 * (at % 32 / 8) + at % 8 / 4;
+            out[row / 8 * n + col] |= (codes >> (4 * nibble) & 15) << (4 * (row % 8));
+        }
+    }
+}
+
 /// One bit stream a column, `[rows, words]`: only turned.
 pub(crate) fn turned(bytes: &[u8], first: usize, words: usize, n: usize, out: &mut [u32]) {
     let cols = bytes.len() / (4 * words);

@@ -150,6 +150,24 @@ fn dense_folders_hold_the_weights_exactly_or_say_what_they_round() {
     }
 }
 
+/// K ends in the middle of a word: without `g_idx` the groups tell it.
+#[test]
+fn rows_that_do_not_fill_the_last_word() {
+    let config = |bits: usize, group: usize| format!(r#"{{"bits":{bits},"group_size":{group},"sym":true,"desc_act":false}}"#);
+    for (bits, k, group, shown) in
+        [(4, 100, 20, 100), (4, 100, 25, 100), (3, 70, 35, 70), (2, 20, 4, 20), (4, 100, 32, 104), (4, 96, 32, 96)]
+    {
+        let groups = k / group + usize::from(k % group > 0);
+        let dir = Folder::module(k, 32, &config(bits, group), groups, &vec![0x7777_7777; groups * bits]).write();
+        let source = Checkpoint::open(&dir.0).unwrap();
+        assert_eq!(source.describe("m").unwrap().in_features, shown, "{bits} bit, {k} in groups of {group}");
+        if shown == k {
+            let there = run(&dir.0, Target::Dense(DType::F32), true).unwrap().1;
+            assert_eq!(there.info("m.weight").unwrap().shape, [32, k]);
+        }
+    }
+}
+
 /// Zero points at both ends: v1 holds 1 to 2^b, the others 0 to 2^b - 1.
 #[test]
 fn zero_points_at_the_ends() {

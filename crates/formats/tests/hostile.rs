@@ -173,7 +173,7 @@ fn missing_and_doubled_tensors() {
         holds(&read_error(|f| f.remove(&format!("{Q}.{name}"))), &[&tensor(name), "found none of that name", "incomplete"]);
     }
     let e = read_error(|f| f.remove(&format!("{Q}.qweight")));
-    holds(&e, &[&format!("`{Q}.qweight`, `{Q}.weight_packed` or `{Q}.weight`, found none of them")]);
+    holds(&e, &[&format!("`{Q}.qweight`, `{Q}.weight_packed`, `{Q}.B` or `{Q}.weight`, found none of them")]);
     let e = read_error(|f| f.put(&format!("{Q}.weight"), Tensor::f32(&[1], &[0.0])));
     holds(&e, &[&tensor("weight"), &format!("either `{Q}.qweight` or `{Q}.weight`, found both")]);
     let e = read_error(|f| {
@@ -226,10 +226,14 @@ fn quantization_configs() {
         ("desc_act", json!(1), &["key `desc_act`"]),
         ("quant_method", json!("fp8"), &["found \"fp8\"", "`gptq`", "`awq`", "`compressed-tensors`", "`auto-round`", "not read yet"]),
         ("quant_method", json!("awq"), &["key `method`", "the same as `quant_method`"]),
-        ("checkpoint_format", json!("marlin"), &["gptq, gptq_v2 or gptq_p", "found \"marlin\"", "2, 3, 4, 8 bit in the continuous layout"]),
+        (
+            "checkpoint_format",
+            json!("bitblas"),
+            &["gptq, gptq_v2, gptq_p or marlin", "found \"bitblas\"", "2, 3, 4, 8 bit in the continuous layout"],
+        ),
         ("format", json!("gptq_v2"), &["key `format`", "expected \"gptq\" as under its other name `checkpoint_format`"]),
         ("pack_dtype", json!("int4"), &["`int32` or `int64`, found \"int4\""]),
-        ("is_marlin_format", json!(true), &["marlin layout is not read"]),
+        ("is_marlin_format", json!("yes"), &["true or false"]),
         ("dynamic", json!([]), &["key `dynamic`", "an object, found a list of 0"]),
         ("dynamic", json!({"+:(": {}}), &["dynamic.+:(", "a regular expression"]),
         ("meta", json!({"quantizer": 7}), &["meta.quantizer", "`name:version`"]),

@@ -309,14 +309,17 @@ fn awq_configs() {
         let mut folder = Folder::of(AWQ);
         open_error(folder.set(key, value))
     };
-    for version in ["gemv", "gemv_fast", "llm-awq", "marlin"] {
-        holds(&with("version", json!(version)), &["key `version`: expected `gemm`", &format!("found \"{version}\""), "gemm layout"]);
+    for version in ["exllama", "bitblas"] {
+        let expected = "key `version`: expected `gemm`, `gemv`, `gemv_fast`, `llm-awq` or `marlin`";
+        holds(&with("version", json!(version)), &[expected, &format!("found \"{version}\""), "gemm layout"]);
     }
-    holds(&with("backend", json!("llm-awq")), &["key `backend`", "found \"llm-awq\""]);
+    holds(&with("backend", json!(3)), &["key `backend`", "found 3"]);
+    holds(&with("version", json!("gemv")), &["key `checkpoint_format`: expected awq gemv as another key says, found awq gemm"]);
+    holds(&with("is_marlin_format", json!(true)), &["key `is_marlin_format`: expected what `quant_method` says, found true"]);
     holds(&with("bits", json!(8)), &["key `bits`: expected 4 in the awq gemm layout, found 8"]);
     let e = error(AWQ, |f| f.set("dynamic", json!({r"+:.*q_proj": {"bits": 8}})));
     holds(&e, &[&format!("tensor `{Q}.qweight`"), "4 bit in the awq gemm layout, found 8 bit in the quantization config"]);
-    holds(&with("checkpoint_format", json!("gemv")), &["key `checkpoint_format`", "found \"gemv\""]);
+    holds(&with("checkpoint_format", json!("exllama")), &["key `checkpoint_format`", "found \"exllama\""]);
 }
 
 #[test]
@@ -410,7 +413,7 @@ fn float_formats_open_and_are_refused_by_name() {
         assert!(r.refusal.is_some());
         let e = open.linear(Q, 128, 128, BiasRule::Absent).unwrap_err().to_string();
         holds(&e, &[&format!("model.safetensors: tensor `{Q}.{tensor}`"), &format!("found {} weights", format.name())]);
-        holds(&e, &["GPTQ, AWQ gemm, compressed-tensors pack-quantized or int-quantized"]);
+        holds(&e, &["GPTQ, AWQ, marlin, compressed-tensors pack-quantized or int-quantized"]);
     }
 }
 

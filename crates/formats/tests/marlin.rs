@@ -134,6 +134,12 @@ fn which_scales_have_which_order() {
     ] {
         assert_eq!(scale_order(k, group, activations), order, "{k} {group} {activations:?}");
     }
+    for (order, table) in [(Grouped, &SCALE_PERM[..]), (Single, &SCALE_PERM_SINGLE[..])] {
+        for place in 0..256 {
+            let column = place / table.len() * table.len() + table[place % table.len()];
+            assert_eq!(order.place(column), place, "{order:?}");
+        }
+    }
     let columns: Vec<usize> = (0..128).collect();
     let grouped = permute_scales(&columns, 64, Grouped).unwrap();
     assert_eq!(grouped[..3], [0, 8, 16]);

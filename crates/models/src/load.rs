@@ -79,7 +79,7 @@ impl Model {
 
 impl Loader<'_> {
     fn account(&mut self, prefix: &str) {
-        let names = ["qweight", "qzeros", "scales", "g_idx", "weight", "bias"];
+        let names = ["qweight", "qzeros", "scales", "g_idx", "weight", "bias", "weight_packed", "weight_scale", "scaled_zeros", "B", "s"];
         let bytes = names.iter().filter_map(|n| self.checkpoint.info(&format!("{prefix}.{n}"))).map(|i| i.bytes as u64).sum::<u64>();
         self.done += bytes;
         (self.progress)(Progress { done: self.done, total: self.checkpoint.total_bytes() });

@@ -21,7 +21,7 @@ pub struct Args {
     folder: FolderArgs,
     /// The folder to write; it must be empty or not exist
     out: PathBuf,
-    /// Format to write: gptq, gptq_v2, gptq_p, awq, compressed-tensors or dense
+    /// Format to write: gptq, gptq_v2, gptq_p, awq, compressed-tensors, marlin or dense
     #[arg(long)]
     to: Target,
     /// Type of the weights of a dense folder [default: f32, which is exact]

@@ -45,6 +45,7 @@ pub(super) fn quantization(source: &Checkpoint, modules: &[ModuleReport], target
     match target {
         Target::Awq => awq(source, modules, base).map(Some),
         Target::CompressedTensors => Ok(Some(compressed(source, modules, base))),
+        Target::Marlin => marlin(source, modules, base).map(Some),
         _ => Ok(Some(gptq(source, modules, base, format))),
     }
 }
@@ -90,13 +91,42 @@ fn gptq(source: &Checkpoint, modules: &[ModuleReport], base: Settings, format: &
     config
 }
 
-/// AWQ has one group size for all modules.
-fn awq(source: &Checkpoint, modules: &[ModuleReport], base: Settings) -> Result<Value, FormatError> {
-    if let Some(m) = modules.iter().find(|m| settings(m).group_size != base.group_size) {
-        let (module, other) = (&m.module, settings(m).group_size);
-        let found = format!("`{module}` has groups of {other} rows and most others of {}, and AWQ has one size", base.group_size);
-        return Err(FormatError::Lossy { folder: source.name().into(), target: Target::Awq.to_string(), found });
+fn lossy(source: &Checkpoint, target: Target, found: String) -> FormatError {
+    FormatError::Lossy { folder: source.name().into(), target: target.to_string(), found }
+}
+
+/// An error unless all modules have the group size of most: some formats have one for all.
+fn one_group_size(source: &Checkpoint, modules: &[ModuleReport], base: Settings, target: Target) -> Result<(), FormatError> {
+    let Some(m) = modules.iter().find(|m| settings(m).group_size != base.group_size) else { return Ok(()) };
+    let (module, other) = (&m.module, settings(m).group_size);
+    let found = format!("`{module}` has groups of {other} rows and most others of {}, and {target} has one size", base.group_size);
+    Err(lossy(source, target, found))
+}
+
+/// Marlin has no rules for modules: the readers of the format take every linear layer but the head for quantized.
+fn marlin(source: &Checkpoint, modules: &[ModuleReport], base: Settings) -> Result<Value, FormatError> {
+    one_group_size(source, modules, base, Target::Marlin)?;
+    let dense: Vec<String> = dense_modules(source, modules).into_iter().filter(|m| m != "lm_head").collect();
+    if !dense.is_empty() {
+        let found = format!("modules are dense that others of their kind are not, and marlin has no place to say so: {}", dense.join(", "));
+        return Err(lossy(source, Target::Marlin, found));
     }
+    Ok(json!({
+        "bits": 4,
+        "group_size": base.group_size,
+        "sym": true,
+        "desc_act": false,
+        "lm_head": modules.iter().any(|m| m.module == "lm_head"),
+        "quant_method": "gptq",
+        "checkpoint_format": "marlin",
+        // what programs looked for before there was `checkpoint_format`
+        "is_marlin_format": true,
+        "meta": meta(),
+    }))
+}
+
+fn awq(source: &Checkpoint, modules: &[ModuleReport], base: Settings) -> Result<Value, FormatError> {
+    one_group_size(source, modules, base, Target::Awq)?;
     Ok(json!({
         "quant_method": "awq",
         "bits": 4,

@@ -1,6 +1,6 @@
 //! One module in the target's tensors.
 
-use super::{Loss, Target, awq, compressed};
+use super::{Loss, Target, awq, compressed, marlin};
 use crate::{FormatError, ModuleReport};
 use billfish_tensor::{Codes, DType, Packing, QuantMatrix};
 use half::{bf16, f16};
@@ -21,13 +21,14 @@ fn packing(target: Target) -> Packing {
 fn legal_zeros(target: Target, bits: u32) -> std::ops::RangeInclusive<u16> {
     match target {
         Target::Gptq => 1..=1 << bits,
+        Target::Marlin => marlin::ZERO..=marlin::ZERO,
         _ => 0..=(1 << bits) - 1,
     }
 }
 
-/// An error if the target has no place for such a module, whatever is allowed.
-pub(super) fn check(r: &ModuleReport, target: Target, folder: &str) -> Result<(), FormatError> {
-    let refusal = match target {
+/// Why the target has no place for such a module, whatever is allowed.
+pub(super) fn refusal(r: &ModuleReport, target: Target) -> Option<String> {
+    match target {
         Target::Gptq | Target::GptqV2 if matches!(r.bits, 5..=7) => {
             Some(format!("`{}` has {} bits, which only gptq_p stores", r.module, r.bits))
         }
@@ -36,9 +37,19 @@ pub(super) fn check(r: &ModuleReport, target: Target, folder: &str) -> Result<()
         }
         Target::Awq => awq::refusal(r),
         Target::CompressedTensors => compressed::refusal(r),
+        Target::Marlin => marlin::refusal(r),
         _ => None,
-    };
-    refusal.map_or(Ok(()), |found| Err(FormatError::Lossy { folder: folder.into(), target: target.to_string(), found }))
+    }
+}
+
+/// Whether the target holds such a module whatever its numbers are.
+pub(super) fn is_exact(r: &ModuleReport, target: Target) -> bool {
+    match target {
+        // a difference of codes has at most 9 bits and a sign, such a scale 11, and a product of the two fits
+        Target::Dense(dtype) => dtype == DType::F32 && r.scales == DType::F16,
+        Target::Marlin => r.midpoint && r.scales == DType::F16,
+        _ => r.midpoint,
+    }
 }
 
 /// What the target cannot hold of a module.
@@ -61,12 +72,20 @@ pub(super) fn losses(module: &str, m: &QuantMatrix, target: Target) -> Vec<Loss>
         .ok();
         add(format!("weights that {dtype} rounds"), count, first);
     } else {
-        let legal = legal_zeros(target, m.bits());
-        for bad in [0, 1 << m.bits()] {
-            let n = m.out_features();
-            let mut at = (0..m.group_count() * n).filter(|i| m.zero(i / n, i % n) == bad && !legal.contains(&bad));
+        let (n, legal) = (m.out_features(), legal_zeros(target, m.bits()));
+        let mut count = |what: String, bad: &dyn Fn(usize) -> bool| {
+            let mut at = (0..m.group_count() * n).filter(|&i| bad(i));
             let first = at.next().map(|i| (i / n, i % n));
-            add(format!("zero points of {bad}"), usize::from(first.is_some()) + at.count(), first);
+            add(what, usize::from(first.is_some()) + at.count(), first);
+        };
+        let zero = |i: usize| m.zero(i / n, i % n);
+        if target == Target::Marlin {
+            count(format!("zero points other than {}", marlin::ZERO), &|i| !legal.contains(&zero(i)));
+            count("scales that F16 rounds".into(), &|i| marlin::scale(m, i).to_f32() != m.scales().get(i));
+        } else {
+            for bad in [0, 1 << m.bits()].into_iter().filter(|bad| !legal.contains(bad)) {
+                count(format!("zero points of {bad}"), &|i| zero(i) == bad);
+            }
         }
     }
     out
@@ -79,6 +98,7 @@ pub(super) fn specs(r: &ModuleReport, target: Target) -> Vec<(&'static str, DTyp
         Target::Dense(dtype) => vec![("weight", dtype, vec![n, k])],
         Target::Awq => awq::specs(r),
         Target::CompressedTensors => compressed::specs(r),
+        Target::Marlin => marlin::specs(r),
         _ => vec![
             ("g_idx", DType::I32, vec![k]),
             ("qweight", DType::I32, vec![packing.words(r.bits, k), n]),
@@ -105,6 +125,7 @@ pub(super) fn write(
             put(&bytes)
         }),
         (part, Target::CompressedTensors) => compressed::write(m, part, put),
+        (part, Target::Marlin) => marlin::write(m, part, put),
         ("qweight", Target::Awq) => awq::qweight(m, put),
         ("qzeros", Target::Awq) => awq::qzeros(m, put),
         ("g_idx", _) => {

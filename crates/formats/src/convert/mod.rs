@@ -1,12 +1,13 @@
 //! Writing a folder again in another format: codes move, nothing is rounded unless the caller allows it.
 //!
-//! A first pass reads every module and lists what the target cannot hold; a second writes. Tensors go through memory one
+//! A first pass reads every module that may lose something and lists what the target cannot hold; a second writes. Tensors go through memory one
 //! module at a time; everything is written beside the target and renamed at the end.
 
 mod awq;
 mod compressed;
 mod configs;
 mod encode;
+mod marlin;
 mod output;
 
 use crate::checkpoint::{BiasRule, Checkpoint, LinearWeight};
@@ -30,11 +31,13 @@ pub enum Target {
     Awq,
     /// compressed-tensors `pack-quantized`, 2 to 8 bit.
     CompressedTensors,
+    /// Marlin: 4 bit, symmetric, groups of 128 rows or one a column, no act-order.
+    Marlin,
     /// No quantization: weights as floats of this type.
     Dense(DType),
 }
 
-const LEGAL: &str = "gptq, gptq_v2, gptq_p, awq, compressed-tensors or dense";
+const LEGAL: &str = "gptq, gptq_v2, gptq_p, awq, compressed-tensors, marlin or dense";
 
 impl Target {
     /// Its name, if the target is quantized; for GPTQ the value of `checkpoint_format`.
@@ -45,6 +48,7 @@ impl Target {
             Target::GptqP => Some("gptq_p"),
             Target::Awq => Some("awq"),
             Target::CompressedTensors => Some("compressed-tensors"),
+            Target::Marlin => Some("marlin"),
             Target::Dense(_) => None,
         }
     }
@@ -70,6 +74,7 @@ impl FromStr for Target {
             "gptq_p" => Ok(Target::GptqP),
             "awq" => Ok(Target::Awq),
             "compressed-tensors" => Ok(Target::CompressedTensors),
+            "marlin" => Ok(Target::Marlin),
             "dense" => Ok(Target::Dense(DType::F32)),
             other => Err(format!("expected {LEGAL}, found `{}`", clip(other))),
         }
@@ -136,8 +141,8 @@ enum Origin {
 /// `progress` hears the bytes of tensors done and in all, over both passes.
 ///
 /// # Errors
-/// [`FormatError::Lossy`] listing what the target cannot hold, unless `allow_lossy`; a width that the target lacks is always
-/// one. [`FormatError::NotFound`] when `out` exists and is not an empty folder; otherwise what reading and writing give.
+/// [`FormatError::Lossy`] listing what the target cannot hold, unless `allow_lossy`; a width, size or order of rows that
+/// the target lacks is always one. [`FormatError::NotFound`] when `out` exists and is not an empty folder; otherwise what reading and writing give.
 /// Nothing is left behind then.
 pub fn convert(
     source: &Checkpoint,
@@ -153,18 +158,24 @@ pub fn convert(
     let planned = plan(source, &modules, target);
     let total = first_pass + planned.iter().map(|p| output::bytes_of(&p.spec)).sum::<u64>();
 
-    modules.iter().try_for_each(|m| encode::check(m, target, source.name()))?;
+    let lossy = |found: String| FormatError::Lossy { folder: source.name().into(), target: target.to_string(), found };
+    let refusals: Vec<String> = modules.iter().filter_map(|m| encode::refusal(m, target)).collect();
+    if !refusals.is_empty() {
+        return Err(lossy(list(&refusals)));
+    }
+    let config = configs::quantization(source, &modules, target)?;
     let (mut losses, mut done) = (vec![], 0);
     for module in &modules {
-        losses.extend(encode::losses(&module.module, &read(source, module)?, target));
+        if !encode::is_exact(module, target) {
+            losses.extend(encode::losses(&module.module, &read(source, module)?, target));
+        }
         done += module.bytes;
         progress(done, total);
     }
     if !allow_lossy && !losses.is_empty() {
-        return Err(FormatError::Lossy { folder: source.name().into(), target: target.to_string(), found: list(&losses) });
+        return Err(lossy(list(&losses)));
     }
 
-    let config = configs::quantization(source, &modules, target)?;
     let mut folder = output::Folder::create(out)?;
     folder.copy_files(source)?;
     folder.write_config(source, config)?;
@@ -219,12 +230,12 @@ fn plan(source: &Checkpoint, modules: &[ModuleReport], target: Target) -> Vec<Pl
     planned
 }
 
-/// The first losses and how many more there are.
-fn list(losses: &[Loss]) -> String {
+/// The first things and how many more there are.
+fn list(things: &[impl ToString]) -> String {
     const MOST: usize = 8;
-    let mut text = losses.iter().take(MOST).map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    if losses.len() > MOST {
-        text += &format!("; and {} more modules", losses.len() - MOST);
+    let mut text = things.iter().take(MOST).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if things.len() > MOST {
+        text += &format!("; and {} more modules", things.len() - MOST);
     }
     text
 }

@@ -37,6 +37,14 @@ pub enum ScaleOrder {
 }
 
 impl ScaleOrder {
+    /// Where the scale of column `n` stands in its row.
+    pub fn place(self, n: usize) -> usize {
+        match self {
+            ScaleOrder::Grouped => n / 64 * 64 + 8 * (n % 8) + n % 64 / 8,
+            ScaleOrder::Single => n / 32 * 32 + 8 * (n % 8 / 2) + 2 * (n % 32 / 8) + n % 2,
+        }
+    }
+
     fn table(self) -> &'static [usize] {
         match self {
             ScaleOrder::Grouped => &SCALE_PERM,

@@ -4,6 +4,9 @@ use super::MarlinError;
 use super::error::{check_codes, check_len, check_multiple, product};
 use super::order::check_permutation;
 
+/// Codes of a tile.
+const TILE: usize = 1024;
+
 /// Width of the activations that a kernel multiplies with; the tiles depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activations {
@@ -30,6 +33,9 @@ pub struct Place {
 }
 
 impl Tiling {
+    /// The layout of checkpoints: 4-bit codes for 16-bit activations.
+    pub const CHECKPOINT: Tiling = Tiling { bits: 4, activations: Activations::Bits16 };
+
     /// The layout for codes of `bits` bits.
     ///
     /// # Errors
@@ -106,8 +112,23 @@ impl Tiling {
                 (n / 32, 4 * col + run, word, position)
             }
         };
-        let word = row * (rows * columns / pf) + tile * (1024 / pf) + lane * (32 / pf) + word;
+        let word = row * (rows * columns / pf) + tile * (TILE / pf) + lane * (32 / pf) + word;
         Place { word, shift: self.bits * position as u32 }
+    }
+
+    /// Hands out row, column and [`Tiling::place`] of every code of a `[k, n]` matrix. All tiles are alike, so the closed
+    /// form is worked out for one.
+    fn places(self, k: usize, n: usize, mut each: impl FnMut(usize, usize, Place)) {
+        let (rows, words) = (self.tile_rows(), TILE / self.pack_factor());
+        let columns = TILE / rows;
+        let tile: Vec<Place> = (0..TILE).map(|i| self.place(columns, i / columns, i % columns)).collect();
+        for row in 0..k {
+            let places = &tile[row % rows * columns..][..columns];
+            for col in (0..n).step_by(columns) {
+                let base = (row / rows * (n / columns) + col / columns) * words;
+                places.iter().enumerate().for_each(|(i, p)| each(row, col + i, Place { word: base + p.word, shift: p.shift }));
+            }
+        }
     }
 }
 
@@ -116,12 +137,15 @@ impl Tiling {
 /// # Errors
 /// [`MarlinError`] when the layout does not have the sizes, or a code or their number is wrong.
 pub fn pack(tiling: Tiling, codes: &[u8], k: usize, n: usize) -> Result<Vec<u32>, MarlinError> {
-    let mut words = vec![0; checked(tiling, codes, k, n)?];
-    for (i, &code) in codes.iter().enumerate() {
-        let Place { word, shift } = tiling.place(n, i / n, i % n);
-        words[word] |= u32::from(code) << shift;
-    }
-    Ok(words)
+    checked(tiling, codes, k, n)?;
+    Ok(tiled(tiling, codes, k, n))
+}
+
+/// [`pack`] for sizes and codes that have been checked.
+pub(crate) fn tiled(tiling: Tiling, codes: &[u8], k: usize, n: usize) -> Vec<u32> {
+    let mut words = vec![0; codes.len() / tiling.pack_factor()];
+    tiling.places(k, n, |row, col, Place { word, shift }| words[word] |= u32::from(codes[row * n + col]) << shift);
+    words
 }
 
 /// The codes of a packed matrix, row-major `[k, n]`: the inverse of [`pack`].
@@ -131,11 +155,9 @@ pub fn pack(tiling: Tiling, codes: &[u8], k: usize, n: usize) -> Result<Vec<u32>
 pub fn unpack(tiling: Tiling, words: &[u32], k: usize, n: usize) -> Result<Vec<u8>, MarlinError> {
     check_len("words", tiling.words(k, n)?, words.len())?;
     let mask = (1 << tiling.bits) - 1;
-    let code = |i: usize| {
-        let Place { word, shift } = tiling.place(n, i / n, i % n);
-        (words[word] >> shift & mask) as u8
-    };
-    Ok((0..k * n).map(code).collect())
+    let mut codes = vec![0; k * n];
+    tiling.places(k, n, |row, col, Place { word, shift }| codes[row * n + col] = (words[word] >> shift & mask) as u8);
+    Ok(codes)
 }
 
 /// Repacks the words of a GPTQ `qweight`, `[k · bits / 32, n]`. With act-order, `perm` is the order that puts groups
@@ -149,15 +171,10 @@ pub fn repack(tiling: Tiling, qweight: &[u32], k: usize, n: usize, perm: Option<
     check_order(tiling, perm, k)?;
     let (pf, mask) = (tiling.pack_factor(), (1 << tiling.bits) - 1);
     let mut words = vec![0; count];
-    for row in 0..k {
+    tiling.places(k, n, |row, col, Place { word, shift }| {
         let source = perm.map_or(row, |p| p[row] as usize);
-        let shift_in = tiling.bits * (source % pf) as u32;
-        for col in 0..n {
-            let code = qweight[source / pf * n + col] >> shift_in & mask;
-            let Place { word, shift } = tiling.place(n, row, col);
-            words[word] |= code << shift;
-        }
-    }
+        words[word] |= (qweight[source / pf * n + col] >> (tiling.bits * (source % pf) as u32) & mask) << shift;
+    });
     Ok(words)
 }
 
@@ -167,16 +184,19 @@ pub fn repack(tiling: Tiling, qweight: &[u32], k: usize, n: usize, perm: Option<
 /// As [`repack`].
 pub fn unpack_to_gptq(tiling: Tiling, words: &[u32], k: usize, n: usize, perm: Option<&[u32]>) -> Result<Vec<u32>, MarlinError> {
     check_order(tiling, perm, k)?;
-    let codes = unpack(tiling, words, k, n)?;
-    let pf = tiling.pack_factor();
+    check_len("words", tiling.words(k, n)?, words.len())?;
     let mut qweight = vec![0; words.len()];
-    for row in 0..k {
-        let target = perm.map_or(row, |p| p[row] as usize);
-        for col in 0..n {
-            qweight[target / pf * n + col] |= u32::from(codes[row * n + col]) << (tiling.bits * (target % pf) as u32);
-        }
-    }
+    untiled(tiling, words, k, n, perm, &mut qweight);
     Ok(qweight)
+}
+
+/// [`unpack_to_gptq`] for sizes that have been checked, into words that are 0.
+pub(crate) fn untiled(tiling: Tiling, words: &[u32], k: usize, n: usize, perm: Option<&[u32]>, qweight: &mut [u32]) {
+    let (pf, mask) = (tiling.pack_factor(), (1 << tiling.bits) - 1);
+    tiling.places(k, n, |row, col, Place { word, shift }| {
+        let target = perm.map_or(row, |p| p[row] as usize);
+        qweight[target / pf * n + col] |= (words[word] >> shift & mask) << (tiling.bits * (target % pf) as u32);
+    });
 }
 
 /// Checks codes and sizes; the number of words.

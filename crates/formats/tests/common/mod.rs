@@ -30,6 +30,14 @@ impl Tensor {
         Tensor { dtype: DType::F32, shape: shape.into(), bytes: values.iter().flat_map(|w| w.to_le_bytes()).collect() }
     }
 
+    pub fn f16(shape: &[usize], values: &[f32]) -> Tensor {
+        Tensor {
+            dtype: DType::F16,
+            shape: shape.into(),
+            bytes: values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+        }
+    }
+
     pub fn to_words(&self) -> Vec<u32> {
         self.bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
     }
@@ -60,6 +68,16 @@ impl Folder {
             } else if matches!(file.as_str(), "config.json" | "quantize_config.json") {
                 folder.files.insert(file, std::fs::read(&path).unwrap());
             }
+        }
+        folder
+    }
+
+    /// Module `m` of these tensors, with this quantization config.
+    pub fn of_parts(config: &Value, parts: &[(&str, Tensor)]) -> Folder {
+        let mut folder = Folder { tensors: BTreeMap::new(), files: BTreeMap::new() };
+        folder.json("config.json", &serde_json::json!({ "quantization_config": config }).to_string());
+        for (part, tensor) in parts {
+            folder.put(&format!("m.{part}"), tensor.clone());
         }
         folder
     }
