@@ -2,7 +2,7 @@
 
 mod common;
 
-use billfish_formats::{BiasRule, Checkpoint, CheckpointFormat, LinearWeight, Target, ZeroDialect, convert, explain, verify};
+use billfish_formats::{BiasRule, Checkpoint, CheckpointFormat, LinearWeight, Target, ZeroDialect, convert, explain, serially, verify};
 use billfish_tensor::{DType, QuantMatrix, oracle};
 use common::{Folder, Temp, Tensor, holds};
 use half::f16;
@@ -186,7 +186,7 @@ fn they_go_to_other_formats_and_are_explained() {
             let out = Temp::new();
             convert(&open, &out.0, to, false, &mut |_, _| ()).unwrap();
             let there = Checkpoint::open(&out.0).unwrap();
-            assert!(verify(&open, &there, &mut |_, _| ()).unwrap().equal(), "{version} to {to}");
+            assert!(verify(&open, &there, &serially, &mut |_, _| ()).unwrap().equal(), "{version} to {to}");
         }
         let weights = m.weights();
         for (row, col) in (0..256).step_by(5).map(|row| (row, row % 32)) {

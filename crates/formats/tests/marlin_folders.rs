@@ -3,7 +3,7 @@
 mod common;
 
 use billfish_formats::{
-    BiasRule, Checkpoint, CheckpointFormat, Explanation, GroupSize, LinearWeight, Target, ZeroDialect, convert, explain, verify,
+    BiasRule, Checkpoint, CheckpointFormat, Explanation, GroupSize, LinearWeight, Target, ZeroDialect, convert, explain, serially, verify,
 };
 use billfish_tensor::{DType, Groups, QuantMatrix, Zeros, oracle};
 use common::{Folder, Temp, Tensor, fixture, holds};
@@ -191,7 +191,7 @@ fn run(from: &Path, to: Target, lossy: bool) -> Result<(Temp, Checkpoint), Strin
 
 fn equal(a: &Path, b: &Path) -> bool {
     let open = |p| Checkpoint::open(p).unwrap();
-    verify(&open(a), &open(b), &mut |_, _| ()).unwrap().equal()
+    verify(&open(a), &open(b), &serially, &mut |_, _| ()).unwrap().equal()
 }
 
 /// From every format that holds such weights, there and back.

@@ -121,7 +121,7 @@ fn marlin(source: &Checkpoint, modules: &[ModuleReport], base: Settings) -> Resu
         "checkpoint_format": "marlin",
         // what programs looked for before there was `checkpoint_format`
         "is_marlin_format": true,
-        "meta": meta(),
+        "meta": meta(source, modules),
     }))
 }
 
