@@ -78,7 +78,7 @@ impl CheckpointFormat {
         }
     }
 
-    fn is_gptq(self) -> bool {
+    pub(crate) fn is_gptq(self) -> bool {
         matches!(self, CheckpointFormat::Gptq | CheckpointFormat::GptqV2 | CheckpointFormat::GptqP)
     }
 
