@@ -102,10 +102,28 @@ pub(super) fn wrap(readings: &Readings, bits: u32, sample: &Sample) -> Option<Ve
     if bits == 3 {
         return Some(Verdict { dialect: V1Modulo, reason: zero, whole: true });
     }
-    let Some(lent) = between(V1Borrowed, V1Modulo, &|_| true) else {
-        return Some(Verdict { dialect: V1Borrowed, reason: format!("{zero}; no neighbour could have lent it a one"), whole: true });
+    let (dialect, lent, whole) = lent(readings, bits, sample);
+    Some(Verdict { dialect, reason: format!("{zero}; {lent}"), whole })
+}
+
+/// Given that stored values of all ones are zeros of 0: whether their neighbours lent them a one, in words, and whether that
+/// shows. Where they did, a neighbour is one more, or 0 itself where it seems to be the largest.
+fn lent(readings: &Readings, bits: u32, sample: &Sample) -> (ZeroDialect, String, bool) {
+    let (from, to) = (|i| readings.zero(V1Borrowed, i), |i| readings.zero(V1Modulo, i));
+    let far = |i: usize| from(i).abs_diff(to(i)) >= 1 << (bits - 1);
+    let ends = sample.position(from, to, far);
+    let steps = sample.halfway(from, to, |i| !far(i));
+    if ends.is_none() && steps.is_none() {
+        return (V1Borrowed, "no neighbour could have lent it a one".into(), true);
+    }
+    let step_is_near = |p: &Position| p.at.abs() <= ONE_SIDED;
+    let shows = |turn: fn(Position) -> Position| {
+        let ends = ends.map(turn).is_some_and(|p| p.clear(ONE_SIDED));
+        ends || steps.map(turn).filter(step_is_near).is_some_and(|p| p.clear(ONE_SIDED))
     };
-    let centred = format!("{zero}; its neighbours lie {:.2} of the way from lending a one to not", lent.at);
-    let (dialect, whole) = if lent.reversed().clear(ONE_SIDED) { (V1Modulo, true) } else { (V1Borrowed, lent.clear(ONE_SIDED)) };
-    Some(Verdict { dialect, reason: centred, whole })
+    match (shows(|p| p), shows(Position::reversed)) {
+        (true, false) => (V1Borrowed, "its neighbours lent it a one".into(), true),
+        (false, true) => (V1Modulo, "its neighbours did not lend it a one".into(), true),
+        _ => (V1Borrowed, "whether its neighbours lent it a one does not show".into(), false),
+    }
 }
