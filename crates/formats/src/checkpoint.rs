@@ -1,5 +1,6 @@
 //! A model folder: its configs, its tensors, and the account of what was read.
 
+use crate::dialect::{self, Ballot};
 use crate::module::Module;
 use crate::store::Store;
 use crate::warning::{Warning, Warnings};
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Size cap of a file that is handed out whole.
@@ -53,6 +55,8 @@ pub struct Checkpoint {
     generation_config: Option<Map<String, Value>>,
     quantization: Option<QuantConfig>,
     agreement: agreement::Agreement,
+    /// What the modules of each width show of their zero points, once asked.
+    ballots: [OnceLock<Ballot>; 9],
     pub(crate) warnings: Warnings,
 }
 
@@ -111,7 +115,18 @@ impl Checkpoint {
             config.dynamic.warn_unmatched(&linear, &warnings)?;
             config.selection.warn_unmatched(&config.file, &linear, &warnings)?;
         }
-        Ok(Self { name, store, sources: shards.sources, tensors, config, generation_config, quantization, agreement, warnings })
+        Ok(Self {
+            name,
+            store,
+            sources: shards.sources,
+            tensors,
+            config,
+            generation_config,
+            quantization,
+            agreement,
+            ballots: Default::default(),
+            warnings,
+        })
     }
 
     /// The same folder with GPTQ zero points read as the caller says, or by their own evidence if `None`. Reading them
@@ -128,6 +143,11 @@ impl Checkpoint {
         };
         config.forced_zeros = Some(label);
         Ok(self)
+    }
+
+    /// What the modules of a width (2 to 8) show of their zero points. It does not depend on who asks first.
+    pub(crate) fn ballot(&self, bits: u32) -> &Ballot {
+        self.ballots[bits as usize].get_or_init(|| dialect::ballot(self, bits))
     }
 
     pub(crate) fn store(&self) -> &Store {

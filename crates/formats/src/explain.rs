@@ -84,9 +84,11 @@ impl Evidence {
     pub fn name(self) -> &'static str {
         match self {
             Evidence::Data => "data",
+            Evidence::Folder => "folder",
             Evidence::Writer => "writer",
             Evidence::Config => "config",
             Evidence::Format => "format",
+            Evidence::Caller => "caller",
         }
     }
 }

@@ -2,11 +2,11 @@
 //! vocabulary; a few writers use words of 8, 16 or 64 bits, filled in the same order.
 
 use crate::checkpoint::{Checkpoint, Tensor};
-use crate::dialect::{self, Clues, Decoded, Stored};
+use crate::dialect::{self, Clues, Decoded, Shown, Stored};
 use crate::module::{Layout, Module, SCALES, SIZES, check_size, two_dimensions, words, wrong_shape};
 use crate::statistic::Sample;
 use crate::strips;
-use crate::{CheckpointFormat, FormatError, GroupSize, QuantConfig, Scheme};
+use crate::{FormatError, GroupSize, QuantConfig, Scheme};
 use billfish_tensor::{Codes, DType, Groups, Packing};
 
 /// Finds a module's tensors and checks every shape and type.
@@ -17,6 +17,22 @@ pub(crate) fn find<'a>(
     scheme: Scheme,
     size: Option<(usize, usize)>,
 ) -> Result<Module<'a>, FormatError> {
+    let (mut module, width) = locate(checkpoint, config, name, scheme, size)?;
+    if let Some(said) = config.pack_dtype.filter(|said| *said != width) {
+        module.warn(&format!("`pack_dtype` is int{said}, but the words have {width} bits: the tensors are followed"));
+    }
+    module.find_groups()?;
+    Ok(module)
+}
+
+/// The same without a word about what is odd, and without the groups. Also bits of a word.
+fn locate<'a>(
+    checkpoint: &'a Checkpoint,
+    config: &'a QuantConfig,
+    name: &'a str,
+    scheme: Scheme,
+    size: Option<(usize, usize)>,
+) -> Result<(Module<'a>, u32), FormatError> {
     let qweight = checkpoint.need(&format!("{name}.qweight"))?;
     let qzeros = checkpoint.need(&format!("{name}.qzeros"))?;
     let scales = checkpoint.need(&format!("{name}.scales"))?;
@@ -44,12 +60,7 @@ pub(crate) fn find<'a>(
     }
     let (layout, groups) = (Layout::Gptq(width), Groups::Contiguous { size: k });
     let (codes, zeros) = (qweight, Some(qzeros));
-    let mut module = Module { checkpoint, config, name, scheme, layout, k, n, codes, zeros, scales, g_idx, others: vec![], count, groups };
-    if let Some(said) = config.pack_dtype.filter(|said| *said != width) {
-        module.warn(&format!("`pack_dtype` is int{said}, but the words have {width} bits: the tensors are followed"));
-    }
-    module.find_groups()?;
-    Ok(module)
+    Ok((Module { checkpoint, config, name, scheme, layout, k, n, codes, zeros, scales, g_idx, others: vec![], count, groups }, width))
 }
 
 /// Bits of a word of packed codes. Codes that cross words exist in words of 32 bits only.
@@ -105,8 +116,33 @@ fn check_codes(qweight: &Tensor<'_>, scheme: &Scheme, width: u32, k: usize, n: u
     Err(qweight.wrong(expected, format!("shape {shape:?}{hint}"), SIZES))
 }
 
+/// Runs of 32 rows that are looked at to read a module.
+const RUNS: usize = 32;
+/// The same when it is asked what it shows on behalf of the folder.
+const VOTER_RUNS: usize = 8;
+
 /// True zero points and the dialect they were stored in.
 pub(crate) fn zeros(module: &Module<'_>, tensor: &Tensor<'_>, width: u32) -> Result<Decoded, FormatError> {
+    with_clues(module, tensor, width, RUNS, dialect::decode)
+}
+
+/// What a module shows of its dialect by itself, without a word about what is odd.
+pub(crate) fn shown(checkpoint: &Checkpoint, config: &QuantConfig, name: &str, scheme: Scheme) -> Result<Shown, FormatError> {
+    let (mut module, width) = locate(checkpoint, config, name, scheme, None)?;
+    module.groups = module.grouping()?.0;
+    match &module.zeros {
+        Some(tensor) => with_clues(&module, tensor, width, VOTER_RUNS, dialect::shown),
+        None => Ok(Shown::default()),
+    }
+}
+
+fn with_clues<T>(
+    module: &Module<'_>,
+    tensor: &Tensor<'_>,
+    width: u32,
+    runs: usize,
+    find: impl Fn(&Stored<'_>, &Clues<'_>) -> Result<T, FormatError>,
+) -> Result<T, FormatError> {
     let Scheme { bits, sym, format, .. } = module.scheme;
     let (n, packing) = (module.n, module.packing());
     let words = if width == 32 {
@@ -116,25 +152,25 @@ pub(crate) fn zeros(module: &Module<'_>, tensor: &Tensor<'_>, width: u32) -> Res
         tensor.read_bytes(&mut bytes)?;
         strips::widened(&bytes, module.count, packing.words(bits, n))
     };
-    // symmetric zero points speak for themselves, planar ones have one reading, and codes of 8 bits say nothing
-    let telling = !sym && bits <= 4 && width == 32 && format != CheckpointFormat::GptqP;
-    let sample = if telling { Some(sample(module)?) } else { None };
     let QuantConfig { writer, forced_zeros, .. } = module.config;
-    let clues = Clues { sym, format, writer: writer.as_ref(), sample: sample.as_ref(), forced: *forced_zeros };
-    Ok(dialect::decode(&Stored { words: &words, n, bits, packing, width }, &clues))
+    let sample = || sample(module, width, runs);
+    let folder = || module.checkpoint.ballot(bits);
+    let clues = Clues { sym, format, writer: writer.as_ref(), sample: &sample, folder: &folder, forced: *forced_zeros };
+    find(&Stored { words: &words, n, bits, packing, width }, &clues)
 }
 
 /// Some runs of 32 rows of a module's codes, spread evenly over it.
-fn sample(module: &Module<'_>) -> Result<Sample, FormatError> {
-    const RUNS: usize = 32;
+fn sample(module: &Module<'_>, width: u32, runs: usize) -> Result<Sample, FormatError> {
     let (k, n, bits) = (module.k, module.n, module.scheme.bits);
-    let mut sample = Sample::new(module.count, n);
+    let mut sample = Sample::new(bits, module.count, n);
+    // a run is as many bytes in words of every width
     let mut bytes = vec![0; bits as usize * n * 4];
     let mut codes = vec![0; 32 * n];
-    for run in (0..k / 32).step_by((k / 32).div_ceil(RUNS).max(1)) {
+    for run in (0..k / 32).step_by((k / 32).div_ceil(runs).max(1)) {
         module.codes.read_range(run * bytes.len(), &mut bytes)?;
-        let packed = words(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect(), module.packing());
-        packed.unpack_rows(bits, n, 0, 0..n, &mut codes);
+        let mut run_words = vec![0; bits as usize * n];
+        strips::joined(&bytes, 0, n, width as usize / 8, &mut run_words);
+        words(run_words, module.packing()).unpack_rows(bits, n, 0, 0..n, &mut codes);
         for (i, row) in codes.chunks_exact(n).enumerate() {
             let group = match &module.groups {
                 Groups::Contiguous { size } => (run * 32 + i) / size,

@@ -1,7 +1,7 @@
 //! One quantized module, whatever its layout: its tensors, found and checked, and the matrix that they make.
 
 use crate::checkpoint::{Checkpoint, Tensor};
-use crate::dialect::{Decoded, Evidence, ZeroDialect};
+use crate::dialect::{Decoded, ZeroDialect};
 use crate::marlin::checkpoint as marlin;
 use crate::warning::WarningKind;
 use crate::{CheckpointFormat, FormatError, QuantConfig, Scheme, awq, compressed, gptq};
@@ -90,6 +90,14 @@ impl<'a> Module<'a> {
 
     /// Reads `g_idx` and keeps it only when it says more than `k / group_size`.
     pub(crate) fn find_groups(&mut self) -> Result<(), FormatError> {
+        let (groups, remark) = self.grouping()?;
+        remark.iter().for_each(|remark| self.warn(remark));
+        self.groups = groups;
+        Ok(())
+    }
+
+    /// The group of every row, and what is odd about it.
+    pub(crate) fn grouping(&self) -> Result<(Groups, Option<String>), FormatError> {
         let Scheme { group_size, desc_act, .. } = self.scheme;
         let (size, count) = (group_size.rows(self.k), self.count);
         let expected = self.k.div_ceil(size);
@@ -97,20 +105,19 @@ impl<'a> Module<'a> {
             Some(tensor) => Some(read_index(tensor, self.k, count)?),
             None => None,
         };
-        self.groups = Groups::Contiguous { size };
         let key = if self.layout.outputs_first() { "actorder" } else { "desc_act" };
+        let contiguous = Groups::Contiguous { size };
         match index {
             Some(index) if count != expected || index.iter().enumerate().any(|(k, &g)| g as usize != k / size) => {
-                if !desc_act {
-                    self.warn(&format!("`{key}` is not set, but `g_idx` reorders the rows or groups them otherwise: `g_idx` is followed"));
-                }
-                self.groups = Groups::Index { g_idx: index, count };
+                let odd = format!("`{key}` is not set, but `g_idx` reorders the rows or groups them otherwise: `g_idx` is followed");
+                Ok((Groups::Index { g_idx: index, count }, (!desc_act).then_some(odd)))
             }
-            _ if count != expected => return Err(self.wrong_scales(expected)),
-            None if desc_act => self.warn(&format!("`{key}` is set, but there is no `g_idx`: rows are grouped in the order they stand")),
-            _ => {}
+            _ if count != expected => Err(self.wrong_scales(expected)),
+            None if desc_act => {
+                Ok((contiguous, Some(format!("`{key}` is set, but there is no `g_idx`: rows are grouped in the order they stand"))))
+            }
+            _ => Ok((contiguous, None)),
         }
-        Ok(())
     }
 
     fn wrong_scales(&self, expected: usize) -> FormatError {
@@ -126,13 +133,7 @@ impl<'a> Module<'a> {
             (Some(tensor), Layout::Awq | Layout::AwqGemv) => self.plain(awq::zeros(self, tensor)?, ZeroDialect::V2),
             (Some(tensor), Layout::AwqFast) => self.plain(awq::zeros(self, tensor)?, ZeroDialect::Scaled),
             (Some(tensor), _) => self.plain(compressed::zeros(self, tensor)?, ZeroDialect::V2),
-            (None, _) => Decoded {
-                zeros: Zeros::Midpoint,
-                dialect: ZeroDialect::Absent,
-                evidence: Evidence::Format,
-                reason: "symmetric, none stored".into(),
-                warnings: vec![],
-            },
+            (None, _) => Decoded::plain(Zeros::Midpoint, ZeroDialect::Absent, "symmetric, none stored", vec![]),
         };
         decoded.warnings.iter().for_each(|w| self.warn(w));
         Ok(decoded)
@@ -143,13 +144,9 @@ impl<'a> Module<'a> {
         let midpoint = 1 << (self.scheme.bits - 1);
         let all = zeros.iter().all(|&z| z == midpoint);
         let odd = "the config calls the module symmetric, but its zero points are not the midpoint: the stored ones are used";
-        Decoded {
-            zeros: if all { Zeros::Midpoint } else { Zeros::PerGroup(zeros) },
-            dialect,
-            evidence: Evidence::Format,
-            reason: "the format has no other".into(),
-            warnings: if self.scheme.sym && !all { vec![odd] } else { vec![] },
-        }
+        let warnings = if self.scheme.sym && !all { vec![odd.into()] } else { vec![] };
+        let zeros = if all { Zeros::Midpoint } else { Zeros::PerGroup(zeros) };
+        Decoded::plain(zeros, dialect, "the format has no other", warnings)
     }
 
     /// Reads everything.
@@ -158,7 +155,11 @@ impl<'a> Module<'a> {
             let expected = "weights as integer codes (GPTQ, AWQ, marlin, compressed-tensors pack-quantized or int-quantized)";
             return Err(self.codes.wrong(expected, why, "use a checkpoint of the model in one of these formats, or the dense original"));
         }
-        let zeros = self.zero_points()?.zeros;
+        let Decoded { zeros, refusal, .. } = self.zero_points()?;
+        if let Some(why) = refusal {
+            let remedy = "quantize the model again or use another checkpoint of it; `--zeros v1` reads the lost ones as 2^bits";
+            return Err(self.zeros.as_ref().unwrap_or(&self.codes).wrong("v1 zero points, each in its own bits", why, remedy));
+        }
         let scales = self.read_scales()?;
         let codes = match self.layout {
             Layout::Gptq(width) => gptq::codes(&self, width)?,

@@ -69,6 +69,12 @@ pub struct ModuleReport {
     pub evidence: Evidence,
     /// The evidence in words.
     pub reason: String,
+    /// Stored zero points of all ones under a v1 reading: 0 or `2^bits`, as the dialect says.
+    pub wrapped_zeros: usize,
+    /// Zero points that the file does not hold any more; `refusal` then says why the module is not read.
+    pub lost_zeros: usize,
+    /// The dialect that most modules of the folder show, if the numbers of this one show another: the folder is mixed.
+    pub mixed_zeros: Option<ZeroDialect>,
     /// Whether rows of a group stand apart (`g_idx` is needed).
     pub act_order: bool,
     /// Whether there is a bias.
@@ -99,7 +105,7 @@ pub(crate) fn describe(checkpoint: &Checkpoint, name: &str) -> Result<ModuleRepo
     Ok(ModuleReport {
         module: name.into(),
         format: module.scheme.format,
-        refusal: module.refusal(),
+        refusal: module.refusal().or(decoded.refusal),
         in_features: module.k,
         out_features: module.n,
         bits: module.scheme.bits,
@@ -110,6 +116,9 @@ pub(crate) fn describe(checkpoint: &Checkpoint, name: &str) -> Result<ModuleRepo
         zeros: decoded.dialect,
         evidence: decoded.evidence,
         reason: decoded.reason,
+        wrapped_zeros: decoded.wrapped,
+        lost_zeros: decoded.lost,
+        mixed_zeros: decoded.mixed,
         act_order: matches!(module.groups, Groups::Index { .. }),
         bias: bias.is_some(),
         rule,

@@ -172,7 +172,11 @@ fn rows_that_do_not_fill_the_last_word() {
 #[test]
 fn zero_points_at_the_ends() {
     // fields 15 and 0 of a v1 file by an unknown writer: true zero points 16 and 1
-    let v1 = |words: &[u32]| Folder::module(32, 8, r#"{"bits":4,"group_size":32,"sym":false,"desc_act":false}"#, 1, words).write();
+    // (and codes of 15, which go with 16 and not with 0)
+    let v1 = |words: &[u32]| {
+        let mut folder = Folder::module(32, 8, r#"{"bits":4,"group_size":32,"sym":false,"desc_act":false}"#, 1, words);
+        folder.edit("m.qweight", |t| t.bytes.fill(0xff)).write()
+    };
     let v2 = |words: &[u32]| {
         Folder::module(32, 8, r#"{"bits":4,"group_size":32,"sym":false,"desc_act":false,"checkpoint_format":"gptq_v2"}"#, 1, words).write()
     };
@@ -210,7 +214,8 @@ fn an_output_that_is_taken_is_left_alone() {
     assert!(error.contains("files in it") && error.contains("another folder"), "{error}");
     assert_eq!(std::fs::read_dir(&out.0).unwrap().count(), 1);
     // a failure half way leaves nothing behind either
-    let high = Folder::module(32, 8, r#"{"bits":4,"group_size":32,"sym":false,"desc_act":false}"#, 1, &[0xf000_0000]).write();
+    let mut high = Folder::module(32, 8, r#"{"bits":4,"group_size":32,"sym":false,"desc_act":false}"#, 1, &[0xf000_0000]);
+    let high = high.edit("m.qweight", |t| t.bytes.fill(0xff)).write();
     let place = out.0.join("new");
     assert!(convert(&Checkpoint::open(&high.0).unwrap(), &place, Target::GptqV2, false, &mut |_, _| ()).is_err());
     assert_eq!(std::fs::read_dir(&out.0).unwrap().count(), 1);

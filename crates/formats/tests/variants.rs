@@ -150,8 +150,13 @@ fn overflowed_zeros() {
     let config = r#"{"bits": 4, "group_size": -1, "sym": false}"#;
     let dir = Folder::module(8, 8, config, 1, &[0xffff_fff7]).write();
     let folder = Checkpoint::open(&dir.0).unwrap();
-    quantized(&folder, "m", 8, 8);
-    holds(&warnings(&folder), &["overflow into its neighbours", "quantize the model again", "(m)"]);
+    let report = folder.describe("m").unwrap();
+    assert_eq!((report.zeros, report.lost_zeros, report.wrapped_zeros), (ZeroDialect::V1Overflow, 6, 7));
+    let error = folder.linear("m", 8, 8, BiasRule::Optional).unwrap_err().to_string();
+    holds(&error, &["m.qzeros", "overwrote 6 of all 8", "quantize the model again"]);
+    let folder = folder.with_zeros(Some(ZeroLabel::V1)).unwrap();
+    assert_eq!(per_group(&quantized(&folder, "m", 8, 8)), [8, 0, 16, 16, 16, 16, 16, 16]);
+    holds(&warnings(&folder), &["are not the true ones", "(m)"]);
 }
 
 #[test]

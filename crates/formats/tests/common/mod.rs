@@ -1,6 +1,8 @@
 //! Folders for tests: the committed fixtures, and copies of them with something changed.
 #![allow(dead_code)] // every test binary uses its own part of this
 
+pub mod recipes;
+
 use billfish_formats::{Header, SafetensorsWriter, Source, TensorSpec};
 use billfish_tensor::DType;
 use serde_json::Value;
@@ -51,10 +53,15 @@ pub struct Folder {
 }
 
 impl Folder {
+    /// Nothing.
+    pub fn empty() -> Folder {
+        Folder { tensors: BTreeMap::new(), files: BTreeMap::new() }
+    }
+
     /// All tensors and JSON files of a fixture.
     pub fn of(name: &str) -> Folder {
         let dir = fixture(name);
-        let mut folder = Folder { tensors: BTreeMap::new(), files: BTreeMap::new() };
+        let mut folder = Folder::empty();
         for entry in std::fs::read_dir(&dir).unwrap() {
             let path = entry.unwrap().path();
             let file = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -74,7 +81,7 @@ impl Folder {
 
     /// Module `m` of these tensors, with this quantization config.
     pub fn of_parts(config: &Value, parts: &[(&str, Tensor)]) -> Folder {
-        let mut folder = Folder { tensors: BTreeMap::new(), files: BTreeMap::new() };
+        let mut folder = Folder::empty();
         folder.json("config.json", &serde_json::json!({ "quantization_config": config }).to_string());
         for (part, tensor) in parts {
             folder.put(&format!("m.{part}"), tensor.clone());
@@ -82,10 +89,10 @@ impl Folder {
         folder
     }
 
-    /// One quantized module `m` of `[k, n]` with all codes 1, all scales 1 and these stored zeros.
+    /// One quantized module `m` of `[k, n]` with all codes 0, all scales 1 and these stored zeros.
     pub fn module(k: usize, n: usize, config: &str, zero_rows: usize, zeros: &[u32]) -> Folder {
         let bits = serde_json::from_str::<Value>(config).unwrap()["bits"].as_u64().unwrap() as usize;
-        let mut folder = Folder { tensors: BTreeMap::new(), files: BTreeMap::new() };
+        let mut folder = Folder::empty();
         folder.json("config.json", "{}");
         folder.json("quantize_config.json", config);
         let rows = (k * bits).div_ceil(32);
