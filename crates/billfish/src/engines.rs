@@ -1,11 +1,10 @@
 //! Which well-known programs would run a folder, which would refuse it, and which would compute something else.
 //!
 //! Sources: what those programs did with checkpoints of each kind on a CPU in November 2026 (vLLM 0.32.0, GPTQModel 7.7.0,
-//! mistral.rs 9e92262, ONNX Runtime GenAI), and the description of vLLM 0.14.1 in [`billfish_formats::method`].
+//! mistral.rs 9e92262, ONNX Runtime GenAI), and what [`crate::vllm`] makes of the description of vLLM 0.14.1.
 
-use billfish_formats::method::{Note, Platform, select};
-use billfish_formats::{Checkpoint, CheckpointFormat, GroupSize, ModuleReport};
-use serde_json::Value;
+use crate::vllm::VllmReport;
+use billfish_formats::{CheckpointFormat, GroupSize, ModuleReport};
 
 /// What a program would do with a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +64,7 @@ fn traits(modules: &[ModuleReport]) -> Option<Traits> {
 }
 
 /// The verdicts on a folder with these quantized modules; none if there are none.
-pub fn engines(checkpoint: &Checkpoint, modules: &[ModuleReport]) -> Vec<EngineVerdict> {
+pub fn engines(modules: &[ModuleReport], vllm: Option<&VllmReport>) -> Vec<EngineVerdict> {
     use Outcome::{Refuses, Runs, Wrong};
     let Some(t) = traits(modules) else { return vec![] };
     let gptq = matches!(t.format, CheckpointFormat::Gptq | CheckpointFormat::GptqV2 | CheckpointFormat::GptqP);
@@ -74,20 +73,8 @@ pub fn engines(checkpoint: &Checkpoint, modules: &[ModuleReport]) -> Vec<EngineV
     let mut out = vec![];
     let mut say = |engine, outcome, why: &str| out.push(EngineVerdict { engine, outcome, why: why.into() });
 
-    if let Some(config) = quantization_of(checkpoint).filter(|_| gptq || awq) {
-        match select(Some(&config), None, Platform::Cuda { capability: 80 }, false) {
-            Ok(selection) => {
-                let silent: Vec<&str> =
-                    selection.notes.iter().filter_map(|n| if let Note::Silent(s) = n { Some(s.as_str()) } else { None }).collect();
-                let method = selection.method.unwrap_or_else(|| "no method".into());
-                if silent.is_empty() {
-                    say("vLLM 0.14.1, CUDA", Runs, &format!("as {method}"));
-                } else {
-                    say("vLLM 0.14.1, CUDA", Wrong, &format!("as {method}: {}", silent.join("; ")));
-                }
-            }
-            Err(e) => say("vLLM 0.14.1, CUDA", Refuses, &e.to_string()),
-        }
+    if let Some(vllm) = vllm {
+        say("vLLM 0.14.1, CUDA", vllm.outcome, &vllm.why);
     }
     let cpu = "vLLM 0.32, CPU";
     match t.format {
@@ -117,20 +104,4 @@ pub fn engines(checkpoint: &Checkpoint, modules: &[ModuleReport]) -> Vec<EngineV
     }
     say("llama.cpp", Refuses, "it loads GGUF files only");
     out
-}
-
-/// The quantization config as other programs find it.
-fn quantization_of(checkpoint: &Checkpoint) -> Option<serde_json::Map<String, Value>> {
-    let inside = checkpoint.config().get("quantization_config").and_then(Value::as_object).cloned();
-    inside.or_else(|| {
-        let bytes = checkpoint.file("quantize_config.json").ok()??;
-        match serde_json::from_slice(&bytes) {
-            Ok(Value::Object(mut map)) => {
-                // the file's own name says the method where the key is missing
-                map.entry("quant_method").or_insert_with(|| "gptq".into());
-                Some(map)
-            }
-            _ => None,
-        }
-    })
 }

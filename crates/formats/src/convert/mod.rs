@@ -9,6 +9,8 @@ mod configs;
 mod encode;
 mod output;
 
+pub use output::check_free;
+
 use crate::checkpoint::{BiasRule, Checkpoint, LinearWeight};
 use crate::error::clip;
 use crate::{FormatError, ModuleReport, TensorSpec};
