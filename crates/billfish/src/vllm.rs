@@ -131,7 +131,10 @@ fn resolve_all(checkpoint: &Checkpoint, reports: &[ModuleReport], mut read: Modu
         wholes.entry(fused_name(&fused, &name)).or_default().push(name);
     }
     let by_name: BTreeMap<&str, &ModuleReport> = reports.iter().map(|r| (r.module.as_str(), r)).collect();
-    let resolve = |(module, parts): (String, Vec<String>)| {
+    let resolve = |(module, mut parts): (String, Vec<String>)| {
+        // in the order of the group, not of the names
+        let order = fused.parts(&module).unwrap_or_default();
+        parts.sort_by_key(|part| order.iter().position(|p| p == part));
         let layer = if module.ends_with("lm_head") { Layer::Head } else { Layer::Linear };
         let stored: Vec<Option<&ModuleReport>> = parts.iter().map(|p| by_name.get(p.as_str()).copied()).collect();
         let (verdict, problem) = match read.resolve(layer, &module, &fused, GPU) {

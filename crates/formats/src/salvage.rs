@@ -46,6 +46,12 @@ impl Checkpoint {
             return Checkpoint::open(dir).map(|checkpoint| Salvaged { checkpoint, aside });
         }
         let shards = shards::read(&store, &chosen, &store.display())?;
+        // an index may be wrong about the place of a tensor, but one that is nowhere is lost
+        if let Ok((_, Some(index))) = shards::choose(&store, &names)
+            && let Some(tensor) = index.map.keys().find(|t| !shards.tensors.contains_key(*t))
+        {
+            return Err(FormatError::index(&index.label, tensor, "the tensor in a shard", "it in no shard"));
+        }
         if names.iter().any(|n| n.ends_with(".safetensors.index.json")) {
             aside.push("the shard index".into());
         }

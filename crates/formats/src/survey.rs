@@ -71,7 +71,7 @@ pub fn survey(dir: &Path) -> Result<Vec<FormatError>, FormatError> {
 }
 
 /// The files that hold a model's tensors, by their names alone: the one whole set of numbered shards, or the file with the
-/// standard name, or all there are.
+/// standard name, or all there are. None if some are numbered and others of their set are missing.
 pub(crate) fn by_name(names: &[String]) -> Vec<String> {
     let mut sets: BTreeMap<(&str, usize), BTreeSet<usize>> = BTreeMap::new();
     for name in names {
@@ -84,7 +84,8 @@ pub(crate) fn by_name(names: &[String]) -> Vec<String> {
     match whole.as_slice() {
         [one] => tensors.filter(|n| numbered(n).is_some_and(|(prefix, _, count)| (prefix, count) == *one)).cloned().collect(),
         _ if names.iter().any(|n| n == SINGLE) => vec![SINGLE.into()],
-        _ => tensors.cloned().collect(),
+        _ if sets.is_empty() => tensors.cloned().collect(),
+        _ => vec![],
     }
 }
 
@@ -107,6 +108,7 @@ mod tests {
         assert_eq!(pick(&two), two);
         assert_eq!(pick(&[two[0], two[1], "m-00001-of-00003.safetensors", "other.safetensors", "x.json"]), two);
         assert_eq!(pick(&["model.safetensors", two[0]]), ["model.safetensors"], "half a set is none");
+        assert!(pick(&[two[1], "a.safetensors"]).is_empty());
         assert_eq!(pick(&["a.safetensors", "b.safetensors"]), ["a.safetensors", "b.safetensors"]);
         assert_eq!(numbered("m-3-of-2.safetensors"), None);
     }

@@ -36,7 +36,19 @@ pub fn run(args: &Args) -> Result<()> {
     let options = OpenOptions { isa: isa_from_env()?, ..OpenOptions::default() };
     let bar = byte_bar("examining", 0);
     let examination = match Checkpoint::open(&args.model) {
-        Err(e) => examine_unopened(&args.model, &e, &mut follow(&bar)),
+        Err(e) => {
+            let mut examination = examine_unopened(&args.model, &e, args.folder.zeros(), &mut follow(&bar));
+            if args.deep {
+                examination.findings.push(Finding {
+                    severity: Severity::Note,
+                    subject: "forward pass".into(),
+                    evidence: "the folder does not open, so it was not run".into(),
+                    consequence: "nothing is known about what it writes".into(),
+                    remedy: "put the folder right first".into(),
+                });
+            }
+            examination
+        }
         Ok(checkpoint) => {
             let checkpoint = checkpoint.with_zeros(args.folder.zeros())?;
             examine(&checkpoint, args.deep.then_some(&options), &mut follow(&bar))

@@ -4,8 +4,8 @@ use super::findings::{FIX, Findings, Severity};
 use billfish_formats::{Checkpoint, FormatError, ModuleReport, WarningKind, survey};
 use std::path::Path;
 
-/// What keeps a folder from opening.
-pub(super) fn unopened(dir: &Path, error: &FormatError, found: &mut Findings) {
+/// What keeps a folder from opening. `salvaged`: its tensors can be read without what stands in the way.
+pub(super) fn unopened(dir: &Path, error: &FormatError, salvaged: bool, found: &mut Findings) {
     let subject = |e: &FormatError| match e {
         FormatError::NotFound { path, .. } => path.clone(),
         FormatError::Json { file, .. }
@@ -19,16 +19,16 @@ pub(super) fn unopened(dir: &Path, error: &FormatError, found: &mut Findings) {
     let mut errors = survey(dir).unwrap_or_default();
     let told = error.to_string();
     if !errors.iter().any(|e| e.to_string() == told || matches!((e, error), (FormatError::Index { .. }, FormatError::Index { .. }))) {
-        found.error(&subject(error), told, "the folder cannot be opened", remedy(error));
+        found.error(&subject(error), told, "the folder cannot be opened", remedy(error, salvaged));
     }
     for e in errors.drain(..) {
-        found.error(&subject(&e), e.to_string(), "the folder cannot be opened", remedy(&e));
+        found.error(&subject(&e), e.to_string(), "the folder cannot be opened", remedy(&e, salvaged));
     }
 }
 
-fn remedy(e: &FormatError) -> &'static str {
+fn remedy(e: &FormatError, salvaged: bool) -> &'static str {
     match e {
-        FormatError::Index { found, .. } if found.starts_with("it in ") && !found.contains("no shard") => FIX,
+        _ if salvaged => FIX,
         FormatError::Index { .. } | FormatError::Header { .. } => "download or write the file again: what is missing cannot be made up",
         _ => "do what the message says",
     }

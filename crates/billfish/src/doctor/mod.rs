@@ -16,7 +16,7 @@ pub use fix::{Fixed, fix};
 use crate::engines::{EngineVerdict, engines};
 use crate::vllm::{VllmReport, vllm};
 use crate::{OpenOptions, read_tokenizer};
-use billfish_formats::{Checkpoint, FormatError};
+use billfish_formats::{Checkpoint, FormatError, ZeroLabel};
 use billfish_models::DecoderConfig;
 use findings::Findings;
 use std::path::Path;
@@ -69,12 +69,13 @@ pub fn examine(checkpoint: &Checkpoint, deep: Option<&OpenOptions>, progress: &m
 }
 
 /// Examines a folder that does not open, as `error` says: all that is wrong with its files, and as much of the rest as can be
-/// seen without them.
-pub fn examine_unopened(dir: &Path, error: &FormatError, progress: &mut dyn FnMut(u64, u64)) -> Examination {
+/// seen without them. It cannot be run.
+pub fn examine_unopened(dir: &Path, error: &FormatError, zeros: Option<ZeroLabel>, progress: &mut dyn FnMut(u64, u64)) -> Examination {
     let mut found = Findings::default();
-    files::unopened(dir, error, &mut found);
-    let Ok(salvaged) = Checkpoint::salvage(dir) else { return Examination { findings: found.sorted(), ..Examination::default() } };
-    let mut rest = examine(&salvaged.checkpoint, None, progress);
+    // what is wrong with `zeros` for such a folder is told once it opens
+    let salvaged = Checkpoint::salvage(dir).and_then(|s| s.checkpoint.with_zeros(zeros));
+    files::unopened(dir, error, salvaged.is_ok(), &mut found);
+    let mut rest = salvaged.map(|checkpoint| examine(&checkpoint, None, progress)).unwrap_or_default();
     found.0.append(&mut rest.findings);
     Examination { findings: found.sorted(), ..rest }
 }
