@@ -37,7 +37,8 @@ pub(super) fn examine(
         }
         match read(checkpoint, &name, planned.get(&name)) {
             Ok(Read::Refused(what)) => refused.entry(what).or_default().push(name.clone()),
-            Ok(Read::Quantized(report, m)) => {
+            Ok(Read::Quantized(read)) => {
+                let (report, m) = *read;
                 done += report.bytes;
                 scales(&name, m.scales(), found);
                 let order = m.row_order();
@@ -68,7 +69,7 @@ pub(super) fn examine(
 
 /// What became of a module.
 enum Read {
-    Quantized(ModuleReport, QuantMatrix),
+    Quantized(Box<(ModuleReport, QuantMatrix)>),
     /// Of a format that is not read: which.
     Refused(String),
     Dense,
@@ -84,7 +85,7 @@ fn read(checkpoint: &Checkpoint, name: &str, planned: Option<&Linear>) -> Result
         None => (report.in_features, report.out_features, BiasRule::Optional),
     };
     Ok(match checkpoint.linear(name, k, n, bias)? {
-        LinearWeight::Quantized(m) => Read::Quantized(report, m),
+        LinearWeight::Quantized(m) => Read::Quantized(Box::new((report, m))),
         LinearWeight::Dense { .. } => Read::Dense,
     })
 }
