@@ -4,7 +4,7 @@
 //! mistral.rs 9e92262, ONNX Runtime GenAI), and what [`crate::vllm`] makes of the description of vLLM 0.14.1.
 
 use crate::vllm::VllmReport;
-use billfish_formats::{CheckpointFormat, GroupSize, ModuleReport};
+use billfish_formats::{CheckpointFormat, GroupSize, ModuleReport, ZeroDialect};
 
 /// What a program would do with a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,10 @@ struct Traits {
     symmetric: bool,
     act_order: bool,
     mixed: bool,
+    /// Whether any zero points are stored as they are.
+    v2: bool,
+    /// A module whose zero points are stored otherwise than the config says.
+    mislabelled: Option<String>,
 }
 
 fn traits(modules: &[ModuleReport]) -> Option<Traits> {
@@ -54,7 +58,12 @@ fn traits(modules: &[ModuleReport]) -> Option<Traits> {
     widths.sort_unstable();
     widths.dedup();
     let same = |m: &ModuleReport| m.bits == first.bits && m.group_size == first.group_size;
+    let v2 = |m: &ModuleReport| m.zeros == ZeroDialect::V2;
+    let label = |m: &ModuleReport| matches!(m.format, CheckpointFormat::Gptq | CheckpointFormat::GptqV2).then_some(m.format);
+    let wrong = |m: &&ModuleReport| label(m).is_some_and(|l| v2(m) != (l == CheckpointFormat::GptqV2));
     Some(Traits {
+        v2: modules.iter().any(|m| label(m).is_some() && v2(m)),
+        mislabelled: modules.iter().find(wrong).map(|m| m.module.clone()),
         format: first.format,
         symmetric: modules.iter().all(|m| m.midpoint),
         act_order: modules.iter().any(|m| m.act_order && m.group_size != GroupSize::Channel),
@@ -91,10 +100,15 @@ pub fn engines(modules: &[ModuleReport], vllm: Option<&VllmReport>) -> Vec<Engin
         _ => say(cpu, Runs, "compressed-tensors"),
     }
     if gptq || awq {
-        let fast = t.widths == [4];
-        say("GPTQModel 7.7.0, CPU", Runs, if fast { "with its own kernel" } else { "on its reference path only" });
+        let path = if t.widths == [4] { "with its own kernel" } else { "on its reference path only" };
+        match &t.mislabelled {
+            Some(module) => {
+                say("GPTQModel 7.7.0, CPU", Wrong, &format!("it follows the label, and the zero points of `{module}` are stored otherwise"))
+            }
+            None => say("GPTQModel 7.7.0, CPU", Runs, path),
+        }
         say("mistral.rs 9e92262, CPU", Refuses, "GPTQ and AWQ run on CUDA only there");
-        if t.format == CheckpointFormat::GptqV2 {
+        if t.v2 {
             say("ONNX Runtime GenAI 2026-11", Wrong, "it reads v2 zero points as v1");
         } else if gptq && t.act_order && !t.symmetric {
             say("ONNX Runtime GenAI 2026-11", Wrong, "asymmetric with act-order is off by a relative error of 1.4");

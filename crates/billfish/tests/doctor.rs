@@ -149,6 +149,8 @@ fn mixed_dialects() {
     assert!(!mentions(&examine(f.dir()).1.into(), "warning", &["model.layers.0.mlp.up_proj", "centred"]));
     let (_, v) = common::doctor(f.dir(), &[]);
     let vllm = &v["engines"][0];
+    let gptqmodel = v["engines"].as_array().unwrap().iter().find(|e| e["engine"].as_str().unwrap().starts_with("GPTQModel")).unwrap();
+    assert!(gptqmodel["outcome"] == "wrong" && gptqmodel["why"].as_str().unwrap().contains(MODULE), "{gptqmodel}");
     assert!(vllm["outcome"] == "wrong" && vllm["why"].as_str().unwrap().contains("stored less one (v1) and read as v2"), "{vllm}");
 }
 
@@ -314,6 +316,9 @@ fn ends_of_text_that_do_not_fit() {
     finds(&f, "warning", &["end of sequence", "`<|im_end|>` (id 2)", "run on"]);
     let f = changed("tokenizer_config.json", "eos_token", json!("</nothing>"));
     finds(&f, "warning", &["end of sequence", "`</nothing>`, which is no token"]);
+    let f = changed("generation_config.json", "eos_token_id", json!([0, 325]));
+    f.json("config.json", |c| drop(c.insert("vocab_size".into(), json!(330))));
+    finds(&f, "warning", &["end of sequence", "325 is no token"]);
     let f = changed("config.json", "bos_token_id", json!(5));
     finds(&f, "note", &["begin of sequence", "config.json is 5", "begins with 0"]);
     for key in ["eos_token_id", "eos_token"] {

@@ -61,6 +61,10 @@ fn end(checkpoint: &Checkpoint, tokenizer: &Tokenizer, rows: usize, found: &mut 
         let evidence = format!("the end-of-sequence id {id} is not below {rows}, the rows of the embedding");
         found.error(END, evidence, "the model can never say it", "correct `eos_token_id`");
     }
+    for id in eos.iter().filter(|id| tokenizer.token(**id).is_none() && (**id as usize) < rows) {
+        let evidence = format!("the end-of-sequence id {id} is no token of tokenizer.json");
+        found.warning(END, evidence, "replies that end in it run on, or it is the id of another tokenizer", "correct `eos_token_id`");
+    }
     let config = ids(checkpoint.config().get("eos_token_id"));
     let generation = checkpoint.generation_config().map(|g| ids(g.get("eos_token_id"))).unwrap_or_default();
     if !config.is_empty() && !generation.is_empty() && !config.iter().any(|id| generation.contains(id)) {
