@@ -1,7 +1,7 @@
 //! Which well-known programs would run a folder, which would refuse it, and which would compute something else.
 //!
 //! Sources: what those programs did with checkpoints of each kind on a CPU in November 2026 (vLLM 0.32.0, GPTQModel 7.7.0,
-//! mistral.rs 9e92262, ONNX Runtime GenAI), and what [`crate::vllm`] makes of the description of vLLM 0.14.1.
+//! mistral.rs 9e92262, ONNX Runtime GenAI), and what `vllm.rs` makes of the description of vLLM 0.14.1.
 
 use crate::vllm::VllmReport;
 use billfish_formats::{CheckpointFormat, GroupSize, ModuleReport, ZeroDialect};

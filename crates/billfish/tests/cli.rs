@@ -361,4 +361,11 @@ fn inspect_names_the_entries_of_lists() {
     assert_eq!(entry(f.dir(), "lm_head"), json!({"key": "extra_config", "entry": "lm_head", "dense": true}));
     assert_eq!(entry(f.dir(), "model.layers.1.mlp.up_proj"), json!({"key": "extra_config", "entry": ".*up_proj", "dense": false}));
     assert_eq!(entry(f.dir(), "model.layers.1.mlp.down_proj"), Value::Null);
+    f.quantization("block_name_to_quantize", json!("model.layers"));
+    let block = json!({"key": "block_name_to_quantize", "entry": "model.layers", "dense": false});
+    assert_eq!(entry(f.dir(), "model.layers.1.mlp.down_proj"), block);
+    let f = common::Folder::of("llama-ct-w4a16-g32");
+    f.json("config.json", |c| c["quantization_config"]["config_groups"]["group_0"]["targets"] = json!(["Linear", "re:.*down_proj$"]));
+    let group = json!({"key": "config_groups", "entry": "re:.*down_proj$", "dense": false});
+    assert_eq!(entry(f.dir(), "model.layers.1.mlp.down_proj"), group);
 }
