@@ -1,11 +1,10 @@
 //! Which well-known programs would run a folder, which would refuse it, and which would compute something else.
 //!
 //! Sources: what those programs did with checkpoints of each kind on a CPU in November 2026 (vLLM 0.32.0, GPTQModel 7.7.0,
-//! mistral.rs 9e92262, ONNX Runtime GenAI), and the description of vLLM 0.14.1 in [`billfish_formats::method`].
+//! mistral.rs 9e92262, ONNX Runtime GenAI), and what `vllm.rs` makes of the description of vLLM 0.14.1.
 
-use billfish_formats::method::{Note, Platform, select};
-use billfish_formats::{Checkpoint, CheckpointFormat, GroupSize, ModuleReport};
-use serde_json::Value;
+use crate::vllm::VllmReport;
+use billfish_formats::{CheckpointFormat, GroupSize, ModuleReport, ZeroDialect};
 
 /// What a program would do with a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +46,10 @@ struct Traits {
     symmetric: bool,
     act_order: bool,
     mixed: bool,
+    /// Whether any zero points are stored as they are.
+    v2: bool,
+    /// A module whose zero points are stored otherwise than the config says.
+    mislabelled: Option<String>,
 }
 
 fn traits(modules: &[ModuleReport]) -> Option<Traits> {
@@ -55,7 +58,12 @@ fn traits(modules: &[ModuleReport]) -> Option<Traits> {
     widths.sort_unstable();
     widths.dedup();
     let same = |m: &ModuleReport| m.bits == first.bits && m.group_size == first.group_size;
+    let v2 = |m: &ModuleReport| m.zeros == ZeroDialect::V2;
+    let label = |m: &ModuleReport| matches!(m.format, CheckpointFormat::Gptq | CheckpointFormat::GptqV2).then_some(m.format);
+    let wrong = |m: &&ModuleReport| label(m).is_some_and(|l| v2(m) != (l == CheckpointFormat::GptqV2));
     Some(Traits {
+        v2: modules.iter().any(|m| label(m).is_some() && v2(m)),
+        mislabelled: modules.iter().find(wrong).map(|m| m.module.clone()),
         format: first.format,
         symmetric: modules.iter().all(|m| m.midpoint),
         act_order: modules.iter().any(|m| m.act_order && m.group_size != GroupSize::Channel),
@@ -65,7 +73,7 @@ fn traits(modules: &[ModuleReport]) -> Option<Traits> {
 }
 
 /// The verdicts on a folder with these quantized modules; none if there are none.
-pub fn engines(checkpoint: &Checkpoint, modules: &[ModuleReport]) -> Vec<EngineVerdict> {
+pub fn engines(modules: &[ModuleReport], vllm: Option<&VllmReport>) -> Vec<EngineVerdict> {
     use Outcome::{Refuses, Runs, Wrong};
     let Some(t) = traits(modules) else { return vec![] };
     let gptq = matches!(t.format, CheckpointFormat::Gptq | CheckpointFormat::GptqV2 | CheckpointFormat::GptqP);
@@ -74,20 +82,8 @@ pub fn engines(checkpoint: &Checkpoint, modules: &[ModuleReport]) -> Vec<EngineV
     let mut out = vec![];
     let mut say = |engine, outcome, why: &str| out.push(EngineVerdict { engine, outcome, why: why.into() });
 
-    if let Some(config) = quantization_of(checkpoint).filter(|_| gptq || awq) {
-        match select(Some(&config), None, Platform::Cuda { capability: 80 }, false) {
-            Ok(selection) => {
-                let silent: Vec<&str> =
-                    selection.notes.iter().filter_map(|n| if let Note::Silent(s) = n { Some(s.as_str()) } else { None }).collect();
-                let method = selection.method.unwrap_or_else(|| "no method".into());
-                if silent.is_empty() {
-                    say("vLLM 0.14.1, CUDA", Runs, &format!("as {method}"));
-                } else {
-                    say("vLLM 0.14.1, CUDA", Wrong, &format!("as {method}: {}", silent.join("; ")));
-                }
-            }
-            Err(e) => say("vLLM 0.14.1, CUDA", Refuses, &e.to_string()),
-        }
+    if let Some(vllm) = vllm {
+        say("vLLM 0.14.1, CUDA", vllm.outcome, &vllm.why);
     }
     let cpu = "vLLM 0.32, CPU";
     match t.format {
@@ -107,10 +103,15 @@ pub fn engines(checkpoint: &Checkpoint, modules: &[ModuleReport]) -> Vec<EngineV
         _ => say(cpu, Runs, "compressed-tensors"),
     }
     if gptq || awq {
-        let fast = t.widths == [4];
-        say("GPTQModel 7.7.0, CPU", Runs, if fast { "with its own kernel" } else { "on its reference path only" });
+        let path = if t.widths == [4] { "with its own kernel" } else { "on its reference path only" };
+        match &t.mislabelled {
+            Some(module) => {
+                say("GPTQModel 7.7.0, CPU", Wrong, &format!("it follows the label, and the zero points of `{module}` are stored otherwise"))
+            }
+            None => say("GPTQModel 7.7.0, CPU", Runs, path),
+        }
         say("mistral.rs 9e92262, CPU", Refuses, "GPTQ and AWQ run on CUDA only there");
-        if t.format == CheckpointFormat::GptqV2 {
+        if t.v2 {
             say("ONNX Runtime GenAI 2026-11", Wrong, "it reads v2 zero points as v1");
         } else if gptq && t.act_order && !t.symmetric {
             say("ONNX Runtime GenAI 2026-11", Wrong, "asymmetric with act-order is off by a relative error of 1.4");
@@ -120,20 +121,4 @@ pub fn engines(checkpoint: &Checkpoint, modules: &[ModuleReport]) -> Vec<EngineV
     }
     say("llama.cpp", Refuses, "it loads GGUF files only");
     out
-}
-
-/// The quantization config as other programs find it.
-fn quantization_of(checkpoint: &Checkpoint) -> Option<serde_json::Map<String, Value>> {
-    let inside = checkpoint.config().get("quantization_config").and_then(Value::as_object).cloned();
-    inside.or_else(|| {
-        let bytes = checkpoint.file("quantize_config.json").ok()??;
-        match serde_json::from_slice(&bytes) {
-            Ok(Value::Object(mut map)) => {
-                // the file's own name says the method where the key is missing
-                map.entry("quant_method").or_insert_with(|| "gptq".into());
-                Some(map)
-            }
-            _ => None,
-        }
-    })
 }

@@ -19,6 +19,7 @@ mod engines;
 mod error;
 mod generation;
 mod loaded;
+mod vllm;
 
 pub use billfish_engine::{Completion, FinishReason, Request, SamplingParams, Session};
 pub use billfish_formats::Checkpoint;
@@ -26,10 +27,11 @@ pub use billfish_kernels::{Activations, Isa, KvType};
 pub use billfish_models::Progress;
 pub use billfish_text::Message;
 pub use builtin::{BUILTIN_NAME, builtin_files};
-pub use doctor::{Examination, Finding, Severity, examine};
+pub use doctor::{Examination, Finding, Fixed, Severity, examine, examine_unopened, fix};
 pub use engines::{EngineVerdict, Outcome, engines};
 pub use error::Error;
 pub use loaded::{GenerateOptions, LoadedModel, OpenOptions, read_tokenizer, unused_warning};
+pub use vllm::{VllmModule, VllmReport, vllm};
 
 /// The README's example compiles.
 #[cfg(doctest)]

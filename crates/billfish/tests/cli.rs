@@ -360,3 +360,36 @@ fn float_formats_are_listed_and_refused_by_name() {
         assert!(e.contains(&format!("found {format} weights")) && e.contains("pack-quantized or int-quantized"), "{e}");
     }
 }
+
+/// Which entry of which list of the config decides about a module.
+#[test]
+fn inspect_names_the_entries_of_lists() {
+    let entry = |dir: &str, module: &str| {
+        let report = common::json(&["inspect", dir, "--json"]);
+        let modules = report["modules"].as_array().unwrap();
+        modules.iter().find(|m| m["module"] == module).unwrap_or_else(|| panic!("{module}"))["config_entry"].clone()
+    };
+    let compressed = fixture("llama-ct-w4a16-g32");
+    let compressed = compressed.to_str().unwrap();
+    assert_eq!(entry(compressed, "lm_head"), json!({"key": "ignore", "entry": "lm_head", "dense": true}));
+    assert_eq!(entry(compressed, "model.layers.0.mlp.up_proj"), Value::Null, "all linear modules are not worth naming");
+    let (out, _) = common::ok(&["inspect", compressed]);
+    assert!(out.contains("lm_head  [128, 320]  F32 dense, entry `lm_head` of `ignore`"), "{out}");
+    let f = common::Folder::of("llama-awq-asym-g32");
+    f.quantization("modules_to_not_convert", json!(["head"]));
+    assert_eq!(entry(f.dir(), "lm_head"), json!({"key": "modules_to_not_convert", "entry": "head", "dense": true}));
+    let f = common::Folder::of("llama-w4-sym-g128");
+    f.quantization("quant_method", json!("auto-round")).quantization("method", json!("auto-round"));
+    f.quantization("packing_format", json!("auto_round:auto_gptq"));
+    f.quantization("extra_config", json!({"lm_head": {"bits": 16}, ".*up_proj": {"bits": 4}}));
+    assert_eq!(entry(f.dir(), "lm_head"), json!({"key": "extra_config", "entry": "lm_head", "dense": true}));
+    assert_eq!(entry(f.dir(), "model.layers.1.mlp.up_proj"), json!({"key": "extra_config", "entry": ".*up_proj", "dense": false}));
+    assert_eq!(entry(f.dir(), "model.layers.1.mlp.down_proj"), Value::Null);
+    f.quantization("block_name_to_quantize", json!("model.layers"));
+    let block = json!({"key": "block_name_to_quantize", "entry": "model.layers", "dense": false});
+    assert_eq!(entry(f.dir(), "model.layers.1.mlp.down_proj"), block);
+    let f = common::Folder::of("llama-ct-w4a16-g32");
+    f.json("config.json", |c| c["quantization_config"]["config_groups"]["group_0"]["targets"] = json!(["Linear", "re:.*down_proj$"]));
+    let group = json!({"key": "config_groups", "entry": "re:.*down_proj$", "dense": false});
+    assert_eq!(entry(f.dir(), "model.layers.1.mlp.down_proj"), group);
+}

@@ -5,7 +5,8 @@ use crate::module::Module;
 use crate::store::Store;
 use crate::warning::{Warning, Warnings};
 use crate::{
-    CheckpointFormat, FormatError, ModuleReport, QuantConfig, Source, TensorInfo, ZeroLabel, agreement, config_files, report, shards,
+    CheckpointFormat, FormatError, ModuleReport, QuantConfig, RawQuantization, Source, TensorInfo, ZeroLabel, agreement, config_files,
+    report, shards,
 };
 use billfish_tensor::{DType, DenseTensor, QuantMatrix};
 use bytemuck::{AnyBitPattern, NoUninit};
@@ -54,6 +55,7 @@ pub struct Checkpoint {
     config: Map<String, Value>,
     generation_config: Option<Map<String, Value>>,
     quantization: Option<QuantConfig>,
+    quantization_files: Vec<RawQuantization>,
     agreement: agreement::Agreement,
     /// What the modules of each width show of their zero points, once asked.
     ballots: [OnceLock<Ballot>; 9],
@@ -104,8 +106,22 @@ impl Checkpoint {
             });
         };
         let generation_config = config_files::object(&store, "generation_config.json")?;
-        let quantization = config_files::quantization(&store, &config, &warnings)?;
+        let quantization_files = config_files::raw(&store, &config, None)?;
+        let quantization = config_files::quantization(&store, &quantization_files, &warnings)?;
         let shards = shards::open(&store, &warnings)?;
+        Self::assemble(name, store, config, generation_config, (quantization, quantization_files), shards, warnings)
+    }
+
+    /// A checkpoint of parts that have been read.
+    pub(crate) fn assemble(
+        name: String,
+        store: Store,
+        config: Map<String, Value>,
+        generation_config: Option<Map<String, Value>>,
+        (quantization, quantization_files): (Option<QuantConfig>, Vec<RawQuantization>),
+        shards: shards::Shards,
+        warnings: Warnings,
+    ) -> Result<Self, FormatError> {
         let entry = |(name, (shard, info))| (name, Entry { shard, info, read: AtomicBool::new(false) });
         let tensors: BTreeMap<String, Entry> = shards.tensors.into_iter().map(entry).collect();
         let quantized = tensors.iter().filter_map(|(n, e)| quantized_module(n, &e.info)).map(String::from);
@@ -123,6 +139,7 @@ impl Checkpoint {
             config,
             generation_config,
             quantization,
+            quantization_files,
             agreement,
             ballots: Default::default(),
             warnings,
@@ -195,6 +212,22 @@ impl Checkpoint {
         self.quantization.as_ref()
     }
 
+    pub(crate) fn quantization_mut(&mut self) -> Option<&mut QuantConfig> {
+        self.quantization.as_mut()
+    }
+
+    /// Every quantization config of the folder as it stands in its file; the first is the one in use, and the others are only
+    /// compared with it.
+    pub fn quantization_files(&self) -> &[RawQuantization] {
+        &self.quantization_files
+    }
+
+    /// The same folder with a key of `config.json` set, for the copies that are written of it.
+    pub fn with_config_key(mut self, key: &str, value: Value) -> Self {
+        self.config.insert(key.into(), value);
+        self
+    }
+
     /// Names of all tensors, sorted.
     pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -213,6 +246,15 @@ impl Checkpoint {
     /// Modules whose tensors are those of a quantized one, sorted.
     pub fn quantized_modules(&self) -> Vec<String> {
         let mut names: Vec<&str> = self.tensors.iter().filter_map(|(n, e)| quantized_module(n, &e.info)).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.into_iter().map(String::from).collect()
+    }
+
+    /// Modules that are linear by their tensors, quantized or dense, sorted: a codes tensor or a `weight` of two
+    /// dimensions. The embedding is among them.
+    pub fn linear_modules(&self) -> Vec<String> {
+        let mut names: Vec<&str> = self.tensors.iter().filter_map(|(n, e)| linear_module(n, &e.info)).collect();
         names.sort_unstable();
         names.dedup();
         names.into_iter().map(String::from).collect()
@@ -253,6 +295,29 @@ impl Checkpoint {
             e.read.store(true, Ordering::Relaxed);
             true
         })
+    }
+
+    /// Whether two tensors have the same type, shape and bytes, compared some MiB at a time; `None` if one is missing.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`].
+    pub fn same_tensor(&self, a: &str, b: &str) -> Result<Option<bool>, FormatError> {
+        const STRIP: usize = 4 << 20;
+        let (Some(a), Some(b)) = (self.find(a), self.find(b)) else { return Ok(None) };
+        if a.info.dtype != b.info.dtype || a.info.shape != b.info.shape {
+            return Ok(Some(false));
+        }
+        let mut strips = [vec![0; STRIP.min(a.info.bytes)], vec![0; STRIP.min(a.info.bytes)]];
+        for start in (0..a.info.bytes).step_by(STRIP) {
+            let len = STRIP.min(a.info.bytes - start);
+            let [left, right] = &mut strips;
+            a.read_range(start, &mut left[..len])?;
+            b.read_range(start, &mut right[..len])?;
+            if left[..len] != right[..len] {
+                return Ok(Some(false));
+            }
+        }
+        Ok(Some(true))
     }
 
     /// Reads a dense tensor of exactly this shape.

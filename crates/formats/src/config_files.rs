@@ -14,13 +14,33 @@ pub(crate) fn object(store: &Store, name: &str) -> Result<Option<Map<String, Val
     }
 }
 
-/// Reads the quantization config. A file of its own is what the quantizer wrote and comes before `config.json`, which
-/// other programs rewrite; where the two differ a warning says in what.
-pub(crate) fn quantization(store: &Store, config: &Map<String, Value>, warnings: &Warnings) -> Result<Option<QuantConfig>, FormatError> {
-    let mut found: Vec<(String, &str, Map<String, Value>)> = vec![];
-    for name in ["quantize_config.json", "quant_config.json"] {
-        if let Some(map) = object(store, name)? {
-            found.push((store.label(name), "", map));
+/// A quantization config as it stands in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RawQuantization {
+    /// The file's name.
+    pub file: &'static str,
+    /// Where in the file it stands, dotted and with a dot at the end; empty for a file of its own.
+    pub prefix: &'static str,
+    /// Its keys.
+    pub map: Map<String, Value>,
+}
+
+/// Files that hold a quantization config and nothing else.
+const OWN_FILES: [&str; 2] = ["quantize_config.json", "quant_config.json"];
+
+/// Every quantization config of a folder, in the order in which they count. A file of its own is what the quantizer wrote
+/// and comes before `config.json`, which other programs rewrite. With `skip`, one that cannot be parsed is passed to it.
+pub(crate) fn raw(
+    store: &Store,
+    config: &Map<String, Value>,
+    mut skip: Option<&mut dyn FnMut(FormatError)>,
+) -> Result<Vec<RawQuantization>, FormatError> {
+    let mut found = vec![];
+    for file in OWN_FILES {
+        match (object(store, file), &mut skip) {
+            (Ok(map), _) => found.extend(map.map(|map| RawQuantization { file, prefix: "", map })),
+            (Err(e), Some(skip)) => skip(e),
+            (Err(e), None) => return Err(e),
         }
     }
     let label = store.label("config.json");
@@ -31,18 +51,29 @@ pub(crate) fn quantization(store: &Store, config: &Map<String, Value>, warnings:
     ] {
         match value {
             None | Some(Value::Null) => {}
-            Some(Value::Object(map)) => found.push((label.clone(), prefix, map.clone())),
+            Some(Value::Object(map)) => found.push(RawQuantization { file: "config.json", prefix, map: map.clone() }),
             Some(other) => {
                 let key = prefix.trim_end_matches('.');
-                return Err(FormatError::config(&label, key, "an object", json::show(other), "correct or remove the key"));
+                let error = FormatError::config(&label, key, "an object", json::show(other), "correct or remove the key");
+                match &mut skip {
+                    Some(skip) => skip(error),
+                    None => return Err(error),
+                }
             }
         }
     }
-    let Some(((file, prefix, map), others)) = found.split_first() else { return Ok(None) };
-    let mut config = QuantConfig::read(file, prefix, map, warnings)?;
-    for (other_file, other_prefix, other) in others {
+    Ok(found)
+}
+
+/// Reads the first of the configs; where another differs from it a warning says in what.
+pub(crate) fn quantization(store: &Store, found: &[RawQuantization], warnings: &Warnings) -> Result<Option<QuantConfig>, FormatError> {
+    let Some((first, others)) = found.split_first() else { return Ok(None) };
+    let file = &store.label(first.file);
+    let mut config = QuantConfig::read(file, first.prefix, &first.map, warnings)?;
+    for other in others {
+        let other_file = &store.label(other.file);
         // Neither its warnings nor its errors stop anyone: this config is only compared with the one in use.
-        let other = match QuantConfig::read(other_file, other_prefix, other, &Warnings::default()) {
+        let other = match QuantConfig::read(other_file, other.prefix, &other.map, &Warnings::default()) {
             Ok(other) => other,
             Err(e) => {
                 warnings.add(WarningKind::Config, format!("a second quantization config is wrong, {file} is used: {e}"));

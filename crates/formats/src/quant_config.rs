@@ -9,6 +9,7 @@ use crate::warning::{WarningKind, Warnings};
 use crate::{FormatError, Writer, ZeroLabel};
 use billfish_tensor::{ActivationScale, Packing};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Rows of a group.
@@ -152,6 +153,8 @@ pub struct QuantConfig {
     pub(crate) padded_words: Option<bool>,
     /// How the caller wants zero points read, whatever the files say.
     pub(crate) forced_zeros: Option<ZeroLabel>,
+    /// Width and group size of modules whose tensors are followed against the config.
+    pub(crate) shown: BTreeMap<String, (u32, GroupSize)>,
     raw_desc_act: bool,
 }
 
@@ -237,6 +240,7 @@ impl QuantConfig {
             selection,
             padded_words,
             forced_zeros: None,
+            shown: BTreeMap::new(),
             raw_desc_act: desc_act,
         }
     }
@@ -254,6 +258,17 @@ impl QuantConfig {
     /// # Errors
     /// As [`QuantConfig::rules_for`].
     pub fn scheme(&self, module: &str) -> Result<Scheme, FormatError> {
+        if let Some(&(bits, group_size)) = self.shown.get(module) {
+            let said = self.said(module)?;
+            let over =
+                crate::Overrides { bits: Some(bits), group_size: Some(group_size), sym: Some(said.sym), desc_act: Some(said.desc_act) };
+            return Ok(self.scheme_of(Some(&over)));
+        }
+        self.said(module)
+    }
+
+    /// The scheme of a module as the config says it.
+    fn said(&self, module: &str) -> Result<Scheme, FormatError> {
         if let Some(scheme) = self.selection.scheme(module) {
             return Ok(scheme);
         }

@@ -5,7 +5,24 @@ use crate::module::Module;
 use crate::{CheckpointFormat, Evidence, FormatError, GroupSize, ZeroDialect};
 use billfish_tensor::{DType, Groups, Packing, Zeros};
 
-/// How the rules of `dynamic` apply to a module.
+/// The entry of a list of the config that decides about a module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListEntry {
+    /// The list: `modules_to_not_convert`, `ignore`, `extra_config`, `config_groups` or `block_name_to_quantize`.
+    pub key: &'static str,
+    /// The entry as written.
+    pub entry: String,
+    /// Whether it leaves the module dense.
+    pub dense: bool,
+}
+
+impl std::fmt::Display for ListEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` of `{}`", self.entry, self.key)
+    }
+}
+
+/// How the rules of a config apply to a module: those of `dynamic`, and its lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleReport {
     /// The rule that the tensors show was applied, as written.
@@ -14,6 +31,8 @@ pub struct RuleReport {
     pub in_order: Option<String>,
     /// What GPTQModel applies: negative rules first.
     pub negatives_first: Option<String>,
+    /// The entry of another list that decides about the module.
+    pub listed: Option<ListEntry>,
 }
 
 impl RuleReport {
@@ -24,7 +43,7 @@ impl RuleReport {
 }
 
 impl Checkpoint {
-    /// How the rules of `dynamic` apply to a module whose tensors show it quantized or dense.
+    /// How the rules of the config apply to a module whose tensors show it quantized or dense.
     ///
     /// # Errors
     /// [`FormatError::Config`] for a pattern that cannot be decided.
@@ -36,6 +55,7 @@ impl Checkpoint {
             applied: text(found.for_tensors(quantized)),
             in_order: text(found.in_order()),
             negatives_first: text(found.negatives_first()),
+            listed: config.selection.entry(module),
         })
     }
 }
@@ -79,7 +99,7 @@ pub struct ModuleReport {
     pub act_order: bool,
     /// Whether there is a bias.
     pub bias: bool,
-    /// Rules of `dynamic`.
+    /// Rules that apply to it.
     pub rule: RuleReport,
     /// Type of the scales.
     pub scales: DType,

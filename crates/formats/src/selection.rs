@@ -6,7 +6,7 @@ use crate::keys::{self, Keys};
 use crate::quant_config::{check_bits, check_group_size};
 use crate::targets::Target;
 use crate::warning::{WarningKind, Warnings};
-use crate::{FormatError, Scheme};
+use crate::{FormatError, ListEntry, Scheme};
 use serde_json::{Map, Value};
 
 /// Keys of an entry of `extra_config` that say nothing about what the file holds.
@@ -93,13 +93,11 @@ impl Selection {
         if let Some(extra) = self.extra_of(module) {
             return if extra.overrides.is_some() { Says::Quantized } else { Says::Dense("extra_config") };
         }
-        if let Some((_, key)) = self.skipped.iter().find(|(t, _)| t.rank(module).is_some_and(|rank| rank > 0)) {
+        if let Some((_, key)) = self.skipping(module) {
             return Says::Dense(key);
         }
         if !self.blocks.is_empty() {
-            let inside =
-                self.blocks.iter().any(|b| module.strip_prefix(b.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')));
-            return if inside { Says::Nothing } else { Says::Dense("block_name_to_quantize") };
+            return if self.blocks.iter().any(|b| inside(module, b)) { Says::Nothing } else { Says::Dense("block_name_to_quantize") };
         }
         if self.groups.is_empty() {
             return Says::Nothing;
@@ -111,6 +109,27 @@ impl Selection {
             None if unknown => Says::Nothing,
             None => Says::Dense("config_groups"),
         }
+    }
+
+    /// The entry that decides what the lists say of a module. A group of all linear modules is not worth naming.
+    pub(crate) fn entry(&self, module: &str) -> Option<ListEntry> {
+        let entry = |key, text: &str, dense| Some(ListEntry { key, entry: crate::error::clip(text), dense });
+        if let Some(extra) = self.extra_of(module) {
+            return entry("extra_config", extra.target.text(), extra.overrides.is_none());
+        }
+        if let Some((target, key)) = self.skipping(module) {
+            return entry(key, target.text(), true);
+        }
+        if let Some(block) = self.blocks.iter().find(|b| inside(module, b)) {
+            return entry("block_name_to_quantize", block, false);
+        }
+        let targets = self.groups.iter().flat_map(|(targets, _)| targets);
+        let named = targets.filter_map(|t| Some((t.rank(module).filter(|rank| *rank > 0)?, t)));
+        named.rev().max_by_key(|(rank, _)| *rank).and_then(|(_, target)| entry("config_groups", target.text(), false))
+    }
+
+    fn skipping(&self, module: &str) -> Option<&(Target, &'static str)> {
+        self.skipped.iter().find(|(t, _)| t.rank(module).is_some_and(|rank| rank > 0))
     }
 
     /// Warns of every entry that names none of `modules`.
@@ -130,6 +149,11 @@ impl Selection {
         }
         Ok(())
     }
+}
+
+/// Whether a module is a block or a part of it.
+fn inside(module: &str, block: &str) -> bool {
+    module.strip_prefix(block).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn extra(file: &str, key: &str, name: &str, value: &Value, warnings: &Warnings) -> Result<Extra, FormatError> {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 /// Size cap of any JSON file.
 pub(crate) const JSON_CAP: u64 = 64 << 20;
 
-const SINGLE: &str = "model.safetensors";
+pub(crate) const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Every tensor of the folder with the shard that holds it.
@@ -21,12 +21,22 @@ pub(crate) struct Shards {
 pub(crate) fn open(store: &Store, warnings: &Warnings) -> Result<Shards, FormatError> {
     let names = store.names()?;
     let (files, index) = choose(store, &names)?;
+    let label = index.as_ref().map_or_else(|| store.display(), |i| i.label.clone());
+    let mut shards = read(store, &files, &label)?;
+    if let Some(index) = index {
+        index.check(&files, &mut shards, warnings)?;
+    }
+    for name in names.iter().filter(|n| n.ends_with(".safetensors") && !files.contains(n)) {
+        warnings.about(WarningKind::Files, "a safetensors file that is not part of the model is not read", name);
+    }
+    Ok(shards)
+}
+
+/// Reads the headers of these files, which `label` named.
+pub(crate) fn read(store: &Store, files: &[String], label: &str) -> Result<Shards, FormatError> {
     let mut shards = Shards { sources: vec![], tensors: BTreeMap::new() };
-    for file in &files {
-        let Some(source) = store.open(file)? else {
-            let label = index.as_ref().map_or_else(|| store.display(), |i| i.label.clone());
-            return Err(FormatError::index(&label, file, "a shard that is in the folder", "no such file"));
-        };
+    for file in files {
+        let Some(source) = store.open(file)? else { return Err(missing(label, file)) };
         let number = shards.sources.len();
         for (name, info) in Header::read(&source)?.tensors {
             if let Some((other, _)) = shards.tensors.get(&name) {
@@ -38,17 +48,16 @@ pub(crate) fn open(store: &Store, warnings: &Warnings) -> Result<Shards, FormatE
         }
         shards.sources.push(source);
     }
-    if let Some(index) = index {
-        index.check(&files, &mut shards, warnings)?;
-    }
-    for name in names.iter().filter(|n| n.ends_with(".safetensors") && !files.contains(n)) {
-        warnings.about(WarningKind::Files, "a safetensors file that is not part of the model is not read", name);
-    }
     Ok(shards)
 }
 
+/// A shard that an index names and the folder lacks.
+pub(crate) fn missing(label: &str, file: &str) -> FormatError {
+    FormatError::index(label, file, "a shard that is in the folder", "no such file")
+}
+
 /// The files to read, and the index that named them.
-fn choose(store: &Store, names: &[String]) -> Result<(Vec<String>, Option<Index>), FormatError> {
+pub(crate) fn choose(store: &Store, names: &[String]) -> Result<(Vec<String>, Option<Index>), FormatError> {
     let has = |n: &str| names.iter().any(|m| m == n);
     let with = |end: &str| -> Vec<&String> { names.iter().filter(|n| n.ends_with(end)).collect() };
     let indexes = with(".safetensors.index.json");
@@ -91,9 +100,9 @@ fn list(names: &[&String]) -> String {
 }
 
 /// The shard index: which file holds which tensor.
-struct Index {
-    label: String,
-    map: BTreeMap<String, String>,
+pub(crate) struct Index {
+    pub(crate) label: String,
+    pub(crate) map: BTreeMap<String, String>,
 }
 
 impl Index {

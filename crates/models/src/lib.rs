@@ -23,5 +23,5 @@ pub use config::DecoderConfig;
 pub use decoder::{Cache, Logits, Model, Scratch};
 pub use error::ModelError;
 pub use load::{LoadOptions, ModuleUse, Progress};
-pub use plan::Comparison;
+pub use plan::{Comparison, Linear};
 pub use rope::Rope;

@@ -11,12 +11,16 @@ pub(crate) const HEAD: &str = "lm_head";
 /// The norm before the head.
 pub(crate) const FINAL_NORM: &str = "model.norm";
 
-/// A linear module: `[in_features, out_features]`, with or without a bias.
+/// A linear module that a decoder asks for.
 #[derive(Clone, Debug)]
-pub(crate) struct Linear {
+pub struct Linear {
+    /// Its name in a folder.
     pub name: String,
+    /// K.
     pub in_features: usize,
+    /// N.
     pub out_features: usize,
+    /// Whether it has a bias.
     pub bias: bool,
 }
 
@@ -75,15 +79,18 @@ pub(crate) fn layer(c: &DecoderConfig, i: usize) -> LayerPlan {
 }
 
 impl LayerPlan {
-    fn names(&self) -> impl Iterator<Item = &str> {
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
         let gate_up: &[Linear] = match &self.gate_up {
             GateUpPlan::Separate(both) => both,
             GateUpPlan::Fused(one) => std::slice::from_ref(one),
         };
-        let linears = [&self.query, &self.key, &self.value, &self.output, &self.down].into_iter().chain(gate_up);
+        [&self.query, &self.key, &self.value, &self.output, &self.down].into_iter().chain(gate_up)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
         let optional = self.qk_norms.iter().chain(&self.output_norms).flatten();
         let norms = [&self.attention_norm, &self.mlp_norm].into_iter().chain(optional);
-        linears.map(|l| l.name.as_str()).chain(norms.map(|n| n.name.as_str()))
+        self.linears().map(|l| l.name.as_str()).chain(norms.map(|n| n.name.as_str()))
     }
 }
 
@@ -108,6 +115,13 @@ pub struct Comparison {
 }
 
 impl DecoderConfig {
+    /// The linear modules that this decoder asks for, the embedding and the head among them.
+    pub fn linears(&self) -> Vec<Linear> {
+        let table = |name: &str| Linear { name: name.into(), in_features: self.hidden_size, out_features: self.vocab_size, bias: false };
+        let layers = (0..self.layers).flat_map(|i| layer(self, i).linears().cloned().collect::<Vec<_>>());
+        layers.chain([table(EMBEDDING), table(HEAD)]).collect()
+    }
+
     /// Compares a folder's tensors with what this decoder asks for, by name; no tensor is read.
     pub fn compare(&self, checkpoint: &Checkpoint) -> Comparison {
         let layers: Vec<LayerPlan> = (0..self.layers).map(|i| layer(self, i)).collect();

@@ -16,6 +16,6 @@ mod synth;
 
 pub use error::QuantizeError;
 pub use logits::{LogitsFile, eval_logits};
-pub use perplexity::{Perplexity, perplexity};
+pub use perplexity::{Perplexity, perplexity, surprises};
 pub use protocol::Protocol;
 pub use synth::{SynthReport, SynthSpec, synth};

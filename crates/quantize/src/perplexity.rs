@@ -65,6 +65,19 @@ pub fn perplexity(
     Ok(Perplexity { protocol, tokens: nll.len(), ppl, ppl_se: ppl * sd / (nll.len() as f64).sqrt() })
 }
 
+/// The negative log-likelihood of each token after the first, in nats.
+///
+/// # Errors
+/// [`QuantizeError::Model`] for an id outside the vocabulary or logits that are not numbers.
+pub fn surprises(model: &Model, ids: &[u32]) -> Result<Vec<f64>, QuantizeError> {
+    let mut nll = Vec::with_capacity(ids.len());
+    if ids.len() > 1 {
+        let mut scorer = Scorer { model, cache: model.new_cache(ids.len()), scratch: Scratch::default() };
+        scorer.window(ids, 1, &mut nll, &mut |_| ())?;
+    }
+    Ok(nll)
+}
+
 struct Scorer<'a> {
     model: &'a Model,
     cache: Cache,

@@ -3,7 +3,7 @@
 mod common;
 
 use billfish_kernels::Activations;
-use billfish_quantize::{Perplexity, Protocol, perplexity};
+use billfish_quantize::{Perplexity, Protocol, perplexity, surprises};
 use billfish_text::{Tokenizer, TokenizerFiles};
 use common::{all_logits, expected, fixture, load, root, surprise};
 
@@ -131,4 +131,19 @@ fn what_cannot_be_measured_is_refused() {
         assert!(refuse(&[1, 2], None, Protocol::Window(n)).contains("at least 2"));
     }
     assert!(refuse(&[1, 2, 999, 4], None, Protocol::Window(4)).contains("999"));
+}
+
+/// Each surprise from another program's logits, and the same numbers as a perplexity of one window.
+#[test]
+fn surprises_of_single_tokens() {
+    let (ids, logits) = expected(TINY);
+    let vocab = logits.len() / ids.len();
+    let model = load(&fixture(TINY), Activations::Strict);
+    let found = surprises(&model, &ids).unwrap();
+    assert_eq!(found.len(), ids.len() - 1);
+    for (i, found) in found.iter().enumerate() {
+        let want = surprise(&logits[i * vocab..(i + 1) * vocab], ids[i + 1]);
+        assert!((found - want).abs() <= 1e-4, "token {i}: {found} against {want}");
+    }
+    assert!(surprises(&model, &ids[..1]).unwrap().is_empty() && surprises(&model, &[]).unwrap().is_empty());
 }

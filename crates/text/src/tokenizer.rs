@@ -41,7 +41,7 @@ impl Tokenizer {
     /// A file that cannot be parsed, a key with a value of the wrong kind, a token that is needed but has no id.
     pub fn from_parts(files: TokenizerFiles<'_>) -> Result<Tokenizer, TextError> {
         let file = format!("{}/tokenizer.json", files.name);
-        let mut library = tokenizers::Tokenizer::from_bytes(files.tokenizer_json).map_err(|e| load_error(&file, &*e))?;
+        let mut library = parse(&file, files.tokenizer_json)?;
         library.with_truncation(None).map_err(|e| load_error(&file, &*e))?;
         library.with_padding(None);
 
@@ -249,6 +249,27 @@ fn rule(rule: Option<(bool, u32)>, added: impl Fn(u32) -> bool) -> (Option<u32>,
         Some((true, id)) if !added(id) => (Some(id), false),
         Some((false, id)) if added(id) => (None, true),
         _ => (None, false),
+    }
+}
+
+/// The part of `tokenizer.json` that the library believes to be JSON without looking.
+#[derive(serde::Deserialize)]
+struct Checked {
+    decoder: Option<Value>,
+}
+
+/// Builds the library's tokenizer. It panics on some files that are wrong: on a decoder that is no JSON, such as a file cut
+/// there, which is therefore looked at first, and on a few values deep inside, which end here as an error.
+fn parse(file: &str, bytes: &[u8]) -> Result<tokenizers::Tokenizer, TextError> {
+    const EXPECTED: &str = "a tokenizer in JSON";
+    let Checked { decoder } = serde_json::from_slice(bytes).map_err(|e| json_error(file, EXPECTED, &e))?;
+    drop(decoder);
+    match std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes)) {
+        Ok(parsed) => parsed.map_err(|e| load_error(file, &*e)),
+        Err(_) => {
+            let found = "values that the tokenizer library gives up on".into();
+            Err(TextError::Json { file: file.into(), line: 0, column: 0, expected: EXPECTED, found })
+        }
     }
 }
 

@@ -160,3 +160,22 @@ fn byte_tokens_are_bytes() {
     assert_eq!(tokenizer.token_bytes(tokenizer.id_of("▁the").unwrap()), Some(b" the".to_vec()));
     assert_eq!(tokenizer.token_bytes(10_000), None);
 }
+
+/// The library panics on a decoder that is cut and on a normalizer's table that is none; a file must never do that.
+#[test]
+fn a_damaged_tokenizer_is_an_error_wherever_it_is_damaged() {
+    let read = |bytes: &[u8]| Tokenizer::from_parts(TokenizerFiles { name: "pieces", tokenizer_json: bytes, ..Default::default() });
+    let whole = pieces_json(fallback_decoder());
+    let bytes = serde_json::to_vec(&whole).unwrap();
+    assert!(read(&bytes).is_ok());
+    for len in 0..bytes.len() {
+        assert!(matches!(read(&bytes[..len]), Err(TextError::Json { .. })), "cut at {len}");
+    }
+    for decoder in [json!(5), json!({"type": "Nothing"}), json!({"type": "Sequence", "decoders": 1})] {
+        assert!(read(&serde_json::to_vec(&pieces_json(decoder)).unwrap()).is_err());
+    }
+    let mut table = whole;
+    table["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"});
+    let error = read(&serde_json::to_vec(&table).unwrap()).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("pieces/tokenizer.json"), "{error}");
+}

@@ -2,7 +2,7 @@
 
 use super::options::{FolderArgs, isa_from_env};
 use anyhow::Result;
-use billfish::{Checkpoint, Isa, read_tokenizer};
+use billfish::{Checkpoint, Isa, VllmModule, VllmReport, read_tokenizer, vllm};
 use billfish_formats::{ModuleReport, RuleReport};
 use billfish_kernels::kernel_name;
 use billfish_models::{DecoderConfig, supported};
@@ -41,6 +41,7 @@ struct Report {
     modules: Vec<Module>,
     parameters: u64,
     config: Result<DecoderConfig, String>,
+    vllm: Option<VllmReport>,
     warnings: Vec<String>,
 }
 
@@ -50,7 +51,15 @@ fn rule_words(rule: &RuleReport) -> String {
         let side = |r: &Option<String>| r.as_ref().map_or_else(|| "no rule".to_string(), |r| format!("`{r}`"));
         words += &format!(" (vLLM reads {}, GPTQModel {})", side(&rule.in_order), side(&rule.negatives_first));
     }
+    if let Some(entry) = &rule.listed {
+        words += &format!(", entry {entry}");
+    }
     words
+}
+
+/// The entry of a list of the config that decides about a module.
+fn entry_json(rule: &RuleReport) -> Value {
+    rule.listed.as_ref().map_or(Value::Null, |e| json!({"key": e.key, "entry": e.entry, "dense": e.dense}))
 }
 
 fn quantized(report: &ModuleReport) -> Module {
@@ -100,6 +109,7 @@ fn quantized(report: &ModuleReport) -> Module {
         "dynamic_readings_differ": report.rule.differ(),
         "dynamic_rule_vllm": report.rule.in_order,
         "dynamic_rule_gptqmodel": report.rule.negatives_first,
+        "config_entry": entry_json(&report.rule),
         "bytes": report.bytes,
         "bits_per_weight": report.bits_per_weight(),
         "format": report.format.name(),
@@ -132,6 +142,7 @@ fn dense(c: &Checkpoint, name: &str) -> Result<Option<Module>> {
         "dtype": info.dtype.name(),
         "dynamic_rule": rule.applied,
         "dynamic_readings_differ": rule.differ(),
+        "config_entry": entry_json(&rule),
         "bytes": info.bytes,
         "bits_per_weight": info.dtype.size() * 8,
         "kernel": kernel,
@@ -143,14 +154,16 @@ fn dense(c: &Checkpoint, name: &str) -> Result<Option<Module>> {
 fn report(c: &Checkpoint) -> Result<Report> {
     let mut modules = vec![];
     let mut parameters = 0;
-    let mut refused = BTreeSet::new();
+    let (mut refused, mut reports) = (BTreeSet::new(), vec![]);
     for name in &c.quantized_modules() {
         let described = c.describe(name)?;
         refused.extend(described.refusal.clone());
         let m = quantized(&described);
         parameters += (m.k * m.n) as u64;
         modules.push(m);
+        reports.push(described);
     }
+    let vllm = vllm(c, &reports);
     for tensor in c.tensor_names() {
         let Some((module, part)) = tensor.rsplit_once('.') else { continue };
         if c.is_part(tensor) {
@@ -186,7 +199,7 @@ fn report(c: &Checkpoint) -> Result<Report> {
         warnings.push(format!("it will not run: {e}"));
     }
     warnings.extend(refused.iter().map(|what| format!("it will not run: its {what} are not read")));
-    Ok(Report { modules, parameters, config, warnings })
+    Ok(Report { modules, parameters, config, vllm, warnings })
 }
 
 /// A name with its numbers padded, so that layer 10 comes after layer 9.
@@ -222,6 +235,7 @@ fn to_json(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool) -> Value {
         "bits_per_weight": c.total_bytes() as f64 * 8.0 / r.parameters.max(1) as f64,
         "isa": isa.name(),
         "modules": r.modules.iter().map(|m| m.json.clone()).collect::<Vec<_>>(),
+        "vllm": r.vllm.as_ref().map(vllm_json),
         "warnings": r.warnings,
     });
     if let Ok(config) = &r.config {
@@ -244,6 +258,14 @@ fn to_json(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool) -> Value {
         object["tensors"] = list.map(|(n, i)| json!({"name": n, "dtype": i.dtype.name(), "shape": i.shape, "bytes": i.bytes})).collect();
     }
     object
+}
+
+fn vllm_json(v: &VllmReport) -> Value {
+    let module = |m: &VllmModule| {
+        let problem = m.problem.as_ref().map(|(_, why)| why);
+        json!({"module": m.module, "parts": m.parts, "verdict": m.verdict, "problem": problem})
+    };
+    json!({"outcome": v.outcome.name(), "why": v.why, "modules": v.modules.iter().map(module).collect::<Vec<_>>()})
 }
 
 fn print(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool, out: &mut impl Write) -> Result<()> {
@@ -287,6 +309,9 @@ fn print(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool, out: &mut impl Wri
         None => writeln!(out, "  quantization  none")?,
     }
     writeln!(out, "  runs on       {} ({})", isa.name(), Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ") + " available")?;
+    if let Some(vllm) = &r.vllm {
+        writeln!(out, "  vLLM 0.14.1   {}", vllm.line())?;
+    }
     writeln!(out, "modules")?;
     let mut groups: Vec<(String, Vec<&Module>)> = vec![];
     for m in &r.modules {

@@ -41,12 +41,16 @@ impl FolderArgs {
             Some(dir) => Checkpoint::open(dir)?,
             None => Checkpoint::from_memory(BUILTIN_NAME, builtin_files())?,
         };
-        let label = match self.zeros {
+        Ok(checkpoint.with_zeros(self.zeros())?)
+    }
+
+    /// How the caller wants zero points read.
+    pub fn zeros(&self) -> Option<ZeroLabel> {
+        match self.zeros {
             ZerosArg::Auto => None,
             ZerosArg::V1 => Some(ZeroLabel::V1),
             ZerosArg::V2 => Some(ZeroLabel::V2),
-        };
-        Ok(checkpoint.with_zeros(label)?)
+        }
     }
 }
 

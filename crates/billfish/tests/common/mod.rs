@@ -41,6 +41,25 @@ pub fn error(args: &[&str]) -> String {
     message.strip_prefix("error: ").unwrap_or_else(|| panic!("{args:?}: {err}")).to_string()
 }
 
+/// Exit code and findings of `doctor`, with further arguments.
+pub fn doctor(dir: &str, args: &[&str]) -> (i32, Value) {
+    let (code, out, err) = output(billfish(&[&["doctor", dir, "--json"], args].concat()));
+    let v: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out} {err}"));
+    (code, v)
+}
+
+/// Whether one of these findings has this severity and mentions all of `words`.
+pub fn mentions(findings: &Value, severity: &str, words: &[&str]) -> bool {
+    findings.as_array().unwrap().iter().any(|v| {
+        let text: Vec<&str> = ["subject", "evidence", "consequence", "remedy"].iter().map(|k| v[*k].as_str().unwrap()).collect();
+        let text_all = text.join(" | ");
+        v["severity"] == severity && words.iter().all(|w| text_all.contains(w)) && text.iter().all(|t| !t.is_empty())
+    })
+}
+
+/// The tensors of a safetensors file: type, shape and bytes by name.
+pub type Tensors = std::collections::BTreeMap<String, (String, Vec<usize>, Vec<u8>)>;
+
 /// A copy of a fixture in a temporary place.
 pub struct Folder(tempfile::TempDir);
 
@@ -52,6 +71,15 @@ impl Folder {
             std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
         }
         Folder(dir)
+    }
+
+    /// A copy of the trained model inside the binary.
+    pub fn builtin() -> Folder {
+        let folder = Folder(tempfile::tempdir().unwrap());
+        for (name, bytes) in billfish::builtin_files() {
+            folder.write(name, bytes);
+        }
+        folder
     }
 
     pub fn path(&self, file: &str) -> PathBuf {
@@ -93,6 +121,29 @@ impl Folder {
         let header = value.to_string();
         let new = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes[8 + len..]].concat();
         self.write("model.safetensors", new)
+    }
+
+    /// Changes tensors, their shapes included, and writes the file anew.
+    pub fn tensors(&self, change: impl FnOnce(&mut Tensors)) -> &Self {
+        let bytes = self.bytes("model.safetensors");
+        let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: Map<String, Value> = serde_json::from_slice(&bytes[8..data]).unwrap();
+        let number = |v: &Value| v.as_u64().unwrap() as usize;
+        let one = |(name, v): (&String, &Value)| {
+            let [from, to] = [0, 1].map(|i| data + number(&v["data_offsets"][i]));
+            let shape = v["shape"].as_array().unwrap().iter().map(number).collect();
+            (name.clone(), (v["dtype"].as_str().unwrap().to_string(), shape, bytes[from..to].to_vec()))
+        };
+        let mut tensors: Tensors = header.iter().filter(|(name, _)| *name != "__metadata__").map(one).collect();
+        change(&mut tensors);
+        let (mut header, mut out) = (Map::new(), vec![]);
+        for (name, (dtype, shape, bytes)) in tensors {
+            let offsets = [out.len(), out.len() + bytes.len()];
+            header.insert(name, serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
+            out.extend(bytes);
+        }
+        let header = Value::Object(header).to_string();
+        self.write("model.safetensors", [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &out].concat())
     }
 
     /// Changes the bytes of a tensor.

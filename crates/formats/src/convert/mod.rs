@@ -10,6 +10,8 @@ mod encode;
 mod marlin;
 mod output;
 
+pub use output::check_free;
+
 use crate::checkpoint::{BiasRule, Checkpoint, LinearWeight};
 use crate::error::clip;
 use crate::{FormatError, ModuleReport, TensorSpec};

@@ -34,8 +34,11 @@ pub(super) fn split(planned: Vec<Planned>) -> Vec<Vec<Planned>> {
     shards
 }
 
-/// An error if `out` is there already and is not an empty folder.
-pub(super) fn check_free(out: &Path) -> Result<(), FormatError> {
+/// Whether a folder of this name can be written.
+///
+/// # Errors
+/// [`FormatError::NotFound`] if `out` is there already and is not an empty folder.
+pub fn check_free(out: &Path) -> Result<(), FormatError> {
     let taken = |found: &str| FormatError::NotFound {
         path: out.display().to_string(),
         expected: "a folder that does not exist or is empty".into(),

@@ -21,6 +21,11 @@ impl FusedModules {
         Self::new([("qkv_proj", &["q_proj", "k_proj", "v_proj"][..]), ("gate_up_proj", &["gate_proj", "up_proj"][..])])
     }
 
+    /// Fused names with the names of their parts.
+    pub fn groups(&self) -> impl Iterator<Item = (&str, &[String])> {
+        self.0.iter().map(|(fused, parts)| (fused.as_str(), parts.as_slice()))
+    }
+
     /// The names in the checkpoint of the parts of module `prefix`; `None` when it is not fused. Every occurrence of the
     /// fused name in the path is replaced, not only the last component.
     pub fn parts(&self, prefix: &str) -> Option<Vec<String>> {
