@@ -239,3 +239,19 @@ fn the_name_of_the_quantizer_stays_where_its_zero_points_are_stored_alike() {
     assert_eq!(quantizers("llama-w3-sym-g128", Target::Gptq, Some("gptqmodel:6.0.3")), [ours]);
     assert_eq!(quantizers("llama-w4-asym-g64", Target::GptqV2, Some("auto_gptq:0.7")), [ours]);
 }
+
+/// vLLM matches rules with the name of a fused module, GPTQModel with those of its parts: one pattern serves both.
+#[test]
+fn rules_name_fused_modules_too() {
+    let (dir, _) = run(&fixture("llama-dynamic"), Target::Gptq, false).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.0.join("quantize_config.json")).unwrap()).unwrap();
+    let rules: Vec<(&str, i64)> =
+        config["dynamic"].as_object().unwrap().iter().map(|(p, r)| (p.as_str(), r["bits"].as_i64().unwrap_or(0))).collect();
+    let expected = [
+        (r"-:^model\.layers\.0\.self_attn\.o_proj$", 0),
+        (r"+:^model\.layers\.1\.mlp\.(?:gate_proj|up_proj|gate_up_proj)$", 2),
+        (r"+:^model\.layers\.0\.mlp\.down_proj$", 8),
+        (r"+:^model\.layers\.1\.mlp\.down_proj$", 8),
+    ];
+    assert_eq!(rules, expected);
+}

@@ -2,6 +2,7 @@
 
 use super::Target;
 use crate::agreement::kind;
+use crate::method::FusedModules;
 use crate::{Checkpoint, FormatError, GroupSize, ModuleReport, Writer};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,9 +25,24 @@ fn settings(r: &ModuleReport) -> Settings {
     Settings { bits: r.bits, group_size, sym: r.sym && r.midpoint, desc_act: r.act_order }
 }
 
-/// A pattern that matches this name alone.
-fn exactly(name: &str) -> String {
-    format!("^{}$", name.replace('.', "\\."))
+/// Patterns that match these names alone, and the name of the module that vLLM makes of several where all of them are
+/// there: its rules are matched with that name only.
+fn patterns(names: &[&str]) -> Vec<String> {
+    let (mut out, mut done) = (vec![], BTreeSet::new());
+    for name in names {
+        let (parent, last) = name.rsplit_once('.').map_or(("", *name), |(parent, last)| (parent, last));
+        let fused = FusedModules::llama();
+        let group = fused
+            .groups()
+            .find(|(_, parts)| parts.iter().any(|p| p == last) && parts.iter().all(|p| names.contains(&format!("{parent}.{p}").as_str())));
+        let last = group.map_or_else(|| last.into(), |(whole, parts)| format!("(?:{}|{whole})", parts.join("|")));
+        let dot = if parent.is_empty() { "" } else { "\\." };
+        let pattern = format!("^{}{dot}{last}$", parent.replace('.', "\\."));
+        if done.insert(pattern.clone()) {
+            out.push(pattern);
+        }
+    }
+    out
 }
 
 /// Dense modules of kinds that are quantized elsewhere, and the head if it is dense: what a config has to except.
@@ -62,14 +78,17 @@ fn meta(source: &Checkpoint, modules: &[ModuleReport]) -> Value {
 
 fn gptq(source: &Checkpoint, modules: &[ModuleReport], base: Settings, format: &str) -> Value {
     let mut dynamic = Map::new();
-    for module in dense_modules(source, modules).iter().filter(|m| *m != "lm_head") {
-        dynamic.insert(format!("-:{}", exactly(module)), json!({}));
+    let dense = dense_modules(source, modules);
+    let dense: Vec<&str> = dense.iter().map(String::as_str).filter(|m| *m != "lm_head").collect();
+    for pattern in patterns(&dense) {
+        dynamic.insert(format!("-:{pattern}"), json!({}));
     }
-    for m in modules {
-        let s = settings(m);
-        if s != base {
-            let rule = json!({"bits": s.bits, "group_size": s.group_size, "sym": s.sym, "desc_act": s.desc_act});
-            dynamic.insert(format!("+:{}", exactly(&m.module)), rule);
+    let mut others: BTreeMap<Settings, Vec<&str>> = BTreeMap::new();
+    modules.iter().filter(|m| settings(m) != base).for_each(|m| others.entry(settings(m)).or_default().push(&m.module));
+    for (s, names) in others {
+        let rule = json!({"bits": s.bits, "group_size": s.group_size, "sym": s.sym, "desc_act": s.desc_act});
+        for pattern in patterns(&names) {
+            dynamic.insert(format!("+:{pattern}"), rule.clone());
         }
     }
     let mut config = json!({
