@@ -4,7 +4,7 @@
 //! fraction of a plain read measured between the samples, and the multiply-adds per second at larger M. Minima of many
 //! short samples: the machines are shared.
 
-use billfish_kernels::{Activations, Backend, Isa, MatmulScratch, PackedMatrix, Weight};
+use billfish_kernels::{Activations, Backend, Input, Isa, MatmulScratch, PackedMatrix, Product, Weight};
 use billfish_tensor::{Codes, Groups, Packing, QuantMatrix, ScaleValues, Zeros};
 use std::time::Instant;
 
@@ -61,7 +61,7 @@ fn main() {
                                 limit = limit.max(parts.next().map_or(0.0, |part| backend.probe_read(part)));
                                 peak = peak.max(backend.probe_dots());
                                 let begin = Instant::now();
-                                backend.matmul(&mut scratch, &x, m, activations, &mut [(w, &mut y)]);
+                                backend.matmul(&mut scratch, Input::Rows(&x), m, activations, &mut [Product::new(w, &mut y)]);
                                 best = best.min(begin.elapsed().as_secs_f64());
                             }
                         }

@@ -40,6 +40,66 @@ impl Activations {
     }
 }
 
+/// What a matmul multiplies: `[M, K]` numbers, as they are or made on their way into integers, which saves a pass over
+/// memory. The numbers are those that [`Backend::rms_norm`](crate::Backend::rms_norm) and
+/// [`Backend::silu_mul`](crate::Backend::silu_mul) give.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// The rows themselves.
+    Rows(&'a [f32]),
+    /// Root mean square norms of the rows.
+    Normed {
+        /// `[M, K]`.
+        rows: &'a [f32],
+        /// `[K]`.
+        weight: &'a [f32],
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// `silu(gate) * up`.
+    Gated {
+        /// Row i begins at `i * stride`.
+        gate: &'a [f32],
+        /// The same.
+        up: &'a [f32],
+        /// From one row to the next, at least K.
+        stride: usize,
+    },
+}
+
+impl<'a> Input<'a> {
+    /// Checks that there are `m` rows of `k`.
+    pub(crate) fn check(&self, m: usize, k: usize) {
+        let fits = match *self {
+            Input::Rows(x) => x.len() == m * k,
+            Input::Normed { rows, weight, .. } => rows.len() == m * k && weight.len() == k,
+            Input::Gated { gate, up, stride } => {
+                let needed = m.checked_sub(1).map_or(0, |last| last * stride + k);
+                stride >= k && gate.len() >= needed && up.len() >= needed
+            }
+        };
+        assert!(fits, "the input must be [M, K]");
+    }
+
+    /// Row `i`, in `room` (K floats) if it has to be made.
+    pub(crate) fn row<'r>(&self, kernels: &Kernels, i: usize, k: usize, room: &'r mut [f32]) -> &'r [f32]
+    where
+        'a: 'r,
+    {
+        match *self {
+            Input::Rows(x) => return &x[i * k..(i + 1) * k],
+            // SAFETY: the table's instruction set is available; the kernel checks lengths.
+            Input::Normed { rows, weight, eps } => unsafe { (kernels.rms_norm)(&rows[i * k..(i + 1) * k], weight, eps, room) },
+            Input::Gated { gate, up, stride } => {
+                room.copy_from_slice(&gate[i * stride..i * stride + k]);
+                // SAFETY: as above.
+                unsafe { (kernels.silu_mul)(room, &up[i * stride..i * stride + k]) };
+            }
+        }
+        room
+    }
+}
+
 /// Rows `start..start + count` computed by a kernel of `rows >= count` rows; the rest are padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tile {
@@ -76,6 +136,8 @@ pub(crate) struct QuantizedInput {
     digits: Vec<i32>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+    /// Room for a row of each tile, for inputs that have to be made.
+    rows: Vec<f32>,
 }
 
 impl QuantizedInput {
@@ -83,8 +145,8 @@ impl QuantizedInput {
         if self.planes == 3 { 2 } else { 1 }
     }
 
-    /// Quantizes `m` rows of `x`, `[m, K]`, in the row order and blocks of `weight`.
-    pub fn fill(&mut self, kernels: &Kernels, pool: &Pool, weight: &PackedMatrix, x: &[f32], m: usize, activations: Activations) {
+    /// Quantizes the `m` rows of `x` in the row order and blocks of `weight`.
+    pub fn fill(&mut self, kernels: &Kernels, pool: &Pool, weight: &PackedMatrix, x: Input<'_>, m: usize, activations: Activations) {
         let blocks: &[BlockAt] = &weight.blocks;
         self.planes = activations.planes();
         self.blocks = blocks.len();
@@ -97,16 +159,20 @@ impl QuantizedInput {
         let sum_kinds = self.sum_kinds();
         grow(&mut self.sums, padded * self.blocks * sum_kinds);
         let k = weight.in_features;
-        assert_eq!(x.len(), m * k, "x must be [M, K]");
+        x.check(m, k);
+        grow(&mut self.rows, self.tiles.len() * k);
         let permutation = weight.order.permutation.as_deref();
         assert!(permutation.is_none_or(|p| p.len() == k), "a permutation has K entries");
         let (digits, scales, sums) = (Out(self.digits.as_mut_ptr()), Out(self.scales.as_mut_ptr()), Out(self.sums.as_mut_ptr()));
+        let rows = Out(self.rows.as_mut_ptr());
         let quantize = kernels.quantize[self.planes - 1];
         let this = &*self;
         let one_tile = |i: usize| {
             let t = this.tiles[i];
+            // SAFETY: tile `i` alone has these K floats of the room that was sized above.
+            let room = unsafe { std::slice::from_raw_parts_mut(rows.at(i * k), k) };
             for row in 0..t.count {
-                let x = &x[(t.start + row) * k..(t.start + row + 1) * k];
+                let x = x.row(kernels, t.start + row, k, room);
                 // SAFETY: the table's instruction set is available; blocks and permutation stay inside `x` by how they
                 // were packed; each tile writes its own part of the three buffers, which were sized just above.
                 unsafe {

@@ -1,6 +1,6 @@
 //! A backend: one instruction set and one pool of threads, and the operations a network is made of.
 
-use crate::activations::{Activations, Out, QuantizedInput, Tile, tiles};
+use crate::activations::{Activations, Input, Out, QuantizedInput, Tile, tiles};
 use crate::arch::generic::dense::Element;
 use crate::arch::generic::{DenseArgs, TileArgs};
 use crate::arch::{self, Kernels};
@@ -66,9 +66,30 @@ impl Weight {
     }
 }
 
+/// One product of a matmul: `out = x · W + bias`, `[M, N]`, or `out += x · W + bias`.
+pub struct Product<'a> {
+    weight: &'a Weight,
+    out: &'a mut [f32],
+    add: bool,
+}
+
+impl<'a> Product<'a> {
+    /// A product that replaces what `out` holds.
+    pub fn new(weight: &'a Weight, out: &'a mut [f32]) -> Self {
+        Self { weight, out, add: false }
+    }
+
+    /// A product that is added to what `out` holds.
+    pub fn onto(weight: &'a Weight, out: &'a mut [f32]) -> Self {
+        Self { weight, out, add: true }
+    }
+}
+
 /// Buffers that a matmul keeps from call to call, so that a decode step allocates nothing.
 #[derive(Default)]
 pub struct MatmulScratch {
+    /// The input as floats, where it has to be made and a dense weight asks for it.
+    whole: Vec<f32>,
     inputs: Vec<QuantizedInput>,
     tiles: Vec<Tile>,
     chunks: Vec<Chunk>,
@@ -114,68 +135,75 @@ impl Backend {
         &self.pool
     }
 
-    /// `out = x · W + bias` for several weights with the same input, in one region of the pool: `x` is `[m, K]`, each
-    /// `out` `[m, N]`, all row-major. A row of `out` depends on its own row of `x` only, and its bits depend neither on
-    /// `m`, nor on the threads, nor on the instruction set.
+    /// `out = x · W + bias` (or `+=`) for several weights with the same input, in one region of the pool: `x` is `[m, K]`,
+    /// each `out` `[m, N]`, all row-major. A row of `out` depends on its own row of `x` only, and its bits depend neither
+    /// on `m`, nor on the threads, nor on the instruction set.
     ///
     /// # Panics
-    /// If the sizes do not fit.
-    pub fn matmul(
-        &self,
-        scratch: &mut MatmulScratch,
-        x: &[f32],
-        m: usize,
-        activations: Activations,
-        products: &mut [(&Weight, &mut [f32])],
-    ) {
-        let MatmulScratch { inputs, tiles: dense_tiles, chunks } = scratch;
+    /// If the sizes do not fit, or there are more than four products.
+    pub fn matmul(&self, scratch: &mut MatmulScratch, x: Input<'_>, m: usize, activations: Activations, products: &mut [Product<'_>]) {
+        let MatmulScratch { whole, inputs, tiles: dense_tiles, chunks } = scratch;
         tiles(m, self.kernels.dense_rows, dense_tiles);
         chunks.clear();
         let mut distinct = 0;
+        let mut dense = None;
         for i in 0..products.len() {
-            let weight = products[i].0;
-            assert_eq!(x.len(), m * weight.in_features(), "x must be [M, K]");
-            assert_eq!(products[i].1.len(), m * weight.out_features(), "out must be [M, N]");
+            let weight = products[i].weight;
+            x.check(m, weight.in_features());
+            assert_eq!(products[i].out.len(), m * weight.out_features(), "out must be [M, N]");
             let mut input = 0;
-            if let Weight::Quantized(w) = weight {
-                let same = chunks.iter().rev().find_map(|c: &Chunk| match products[c.product].0 {
-                    Weight::Quantized(other) if w.shares_input(other) => Some(c.input),
-                    _ => None,
-                });
-                input = same.unwrap_or_else(|| {
-                    if inputs.len() == distinct {
-                        inputs.push(QuantizedInput::default());
-                    }
-                    inputs[distinct].fill(self.kernels, &self.pool, w, x, m, activations);
-                    distinct += 1;
-                    distinct - 1
-                });
+            match weight {
+                Weight::Quantized(w) => {
+                    let same = chunks.iter().rev().find_map(|c: &Chunk| match products[c.product].weight {
+                        Weight::Quantized(other) if w.shares_input(other) => Some(c.input),
+                        _ => None,
+                    });
+                    input = same.unwrap_or_else(|| {
+                        if inputs.len() == distinct {
+                            inputs.push(QuantizedInput::default());
+                        }
+                        inputs[distinct].fill(self.kernels, &self.pool, w, x, m, activations);
+                        distinct += 1;
+                        distinct - 1
+                    });
+                }
+                Weight::Dense(w) => dense = Some(w.in_features),
             }
             let panels = weight.out_features().div_ceil(PANEL);
             let step = (CHUNK_BYTES / weight.panel_bytes().max(1)).clamp(1, panels);
             chunks.extend((0..panels).step_by(step).map(|from| Chunk { product: i, input, from, to: (from + step).min(panels) }));
         }
+        let floats = match (dense, x) {
+            (None, _) => &[],
+            (Some(_), Input::Rows(x)) => x,
+            (Some(k), made) => {
+                whole.resize(whole.len().max(m * k), 0.0);
+                self.rows(&mut whole[..m * k], k, &|i, row| {
+                    made.row(self.kernels, i, k, row);
+                });
+                &whole[..m * k]
+            }
+        };
         // SAFETY (of the writes below): each chunk writes columns of its own of one `out`, whose length was checked.
-        let outs = products.iter_mut().map(|(w, out)| (*w, Out(out.as_mut_ptr())));
-        let mut flat: [Option<(&Weight, Out<f32>)>; 4] = [None; 4];
-        let count = outs.len();
-        assert!(count <= flat.len(), "at most four weights share an input");
+        let outs = products.iter_mut().map(|p| (p.weight, Out(p.out.as_mut_ptr()), p.add));
+        let mut flat: [Option<(&Weight, Out<f32>, bool)>; 4] = [None; 4];
+        assert!(outs.len() <= flat.len(), "at most four weights share an input");
         flat.iter_mut().zip(outs).for_each(|(f, o)| *f = Some(o));
         let (inputs, dense_tiles) = (&*inputs, &*dense_tiles);
         let work = |i: usize| {
             let c = chunks[i];
-            let Some((weight, out)) = flat[c.product] else { return };
+            let Some((weight, out, add)) = flat[c.product] else { return };
             for p in c.from..c.to {
                 match weight {
-                    Weight::Quantized(w) => self.quantized_panel(w, &inputs[c.input], p, out),
-                    Weight::Dense(w) => self.dense_panel(w, dense_tiles, x, p, out),
+                    Weight::Quantized(w) => self.quantized_panel(w, &inputs[c.input], p, out, add),
+                    Weight::Dense(w) => self.dense_panel(w, dense_tiles, floats, p, out, add),
                 }
             }
         };
         self.pool.run(chunks.len(), &work);
     }
 
-    fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, p: usize, out: Out<f32>) {
+    fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, p: usize, out: Out<f32>, add: bool) {
         let panel = w.panel(p);
         let mut result = [0.0f32; PANEL * MAX_ROWS];
         for t in &input.tiles {
@@ -195,11 +223,11 @@ impl Backend {
                     out: result.as_mut_ptr(),
                 });
             }
-            store(&result, t, p, w.out_features, w.bias.as_deref(), out);
+            store(&result, t, p, w.out_features, w.bias.as_deref(), out, add);
         }
     }
 
-    fn dense_panel(&self, w: &PackedDense, tiles: &[Tile], x: &[f32], p: usize, out: Out<f32>) {
+    fn dense_panel(&self, w: &PackedDense, tiles: &[Tile], x: &[f32], p: usize, out: Out<f32>, add: bool) {
         let element = match w.dtype {
             DType::F16 => Element::F16,
             DType::BF16 => Element::BF16,
@@ -214,7 +242,7 @@ impl Backend {
             // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, the rows K floats each,
             // `result` MAX_ROWS rows.
             unsafe { kernel(&DenseArgs { panel: w.panel(p).as_ptr(), k, x: rows, out: result.as_mut_ptr() }) };
-            store(&result, t, p, w.out_features, w.bias.as_deref(), out);
+            store(&result, t, p, w.out_features, w.bias.as_deref(), out, add);
         }
     }
 
@@ -224,7 +252,8 @@ impl Backend {
     /// If the sizes do not fit.
     pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let n = weight.len();
-        self.rows(out, n, x.len(), &|i, out| {
+        assert_eq!(x.len(), out.len(), "as many rows as go in");
+        self.rows(out, n, &|i, out| {
             // SAFETY: the table's instruction set is available; the kernel checks lengths.
             unsafe { (self.kernels.rms_norm)(&x[i * n..(i + 1) * n], weight, eps, out) };
         });
@@ -237,9 +266,10 @@ impl Backend {
     pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
         // any cut at a multiple of sixteen gives the same numbers
         const RUN: usize = 4096;
+        assert_eq!(gate.len(), up.len(), "a gate for each element");
         let whole = gate.len() / RUN * RUN;
         let (runs, rest) = gate.split_at_mut(whole);
-        self.rows(runs, RUN, up.len() / RUN * RUN, &|i, gate| {
+        self.rows(runs, RUN, &|i, gate| {
             // SAFETY: the table's instruction set is available; the kernel checks lengths.
             unsafe { (self.kernels.silu_mul)(gate, &up[i * RUN..(i + 1) * RUN]) };
         });
@@ -248,10 +278,13 @@ impl Backend {
     }
 
     /// Calls `body(i, row i)` for each row of `n` elements of `out`, on all threads if there is enough to do.
-    fn rows(&self, out: &mut [f32], n: usize, len: usize, body: &(dyn Fn(usize, &mut [f32]) + Sync)) {
-        assert!(n > 0 && out.len() == len && len.is_multiple_of(n), "rows of {n}");
-        let rows = len / n;
-        if len < 65_536 {
+    ///
+    /// # Panics
+    /// If `out` is not whole rows.
+    pub fn rows(&self, out: &mut [f32], n: usize, body: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        assert!(n > 0 && out.len().is_multiple_of(n), "rows of {n}");
+        let rows = out.len() / n;
+        if out.len() < 32_768 {
             return out.chunks_exact_mut(n).enumerate().for_each(|(i, row)| body(i, row));
         }
         let chunks = rows.min(4 * self.threads());
@@ -268,17 +301,19 @@ impl Backend {
 /// Rows of the largest tile of any kernel.
 const MAX_ROWS: usize = 12;
 
-/// Copies the real rows and columns of a panel's result to `out`, `[M, n]`, and adds the bias.
-fn store(result: &[f32], t: &Tile, p: usize, n: usize, bias: Option<&[f32]>, out: Out<f32>) {
+/// Copies the real rows and columns of a panel's result to `out`, `[M, n]`, with the bias, or adds them.
+fn store(result: &[f32], t: &Tile, p: usize, n: usize, bias: Option<&[f32]>, out: Out<f32>, add: bool) {
     let cols = PANEL.min(n - p * PANEL);
     for r in 0..t.count {
         let row = &result[r * PANEL..r * PANEL + cols];
         let at = out.at((t.start + r) * n + p * PANEL);
         // SAFETY: row `start + r` and these columns lie inside `out`, and no other chunk writes them.
         let place = unsafe { std::slice::from_raw_parts_mut(at, cols) };
-        match bias {
-            None => place.copy_from_slice(row),
-            Some(b) => place.iter_mut().zip(row).zip(&b[p * PANEL..]).for_each(|((o, &v), &b)| *o = v + b),
+        match (bias.map(|b| &b[p * PANEL..]), add) {
+            (None, false) => place.copy_from_slice(row),
+            (None, true) => place.iter_mut().zip(row).for_each(|(o, &v)| *o += v),
+            (Some(b), false) => place.iter_mut().zip(row).zip(b).for_each(|((o, &v), &b)| *o = v + b),
+            (Some(b), true) => place.iter_mut().zip(row).zip(b).for_each(|((o, &v), &b)| *o += v + b),
         }
     }
 }

@@ -8,7 +8,7 @@
 //! The crate reads no file and knows no file format: it packs from [`billfish_tensor::QuantMatrix`].
 //!
 //! ```
-//! use billfish_kernels::{Activations, Backend, Isa, MatmulScratch, PackedMatrix, Weight};
+//! use billfish_kernels::{Activations, Backend, Input, Isa, MatmulScratch, PackedMatrix, Product, Weight};
 //! use billfish_tensor::{Codes, Groups, QuantMatrix, ScaleValues, Zeros};
 //!
 //! let codes = Codes::Bytes(vec![9, 7]); // two rows, one column
@@ -16,7 +16,8 @@
 //! let weight = Weight::Quantized(PackedMatrix::new(&m)?);
 //! let backend = Backend::new(Isa::choose(None)?, 1)?;
 //! let mut y = [0.0];
-//! backend.matmul(&mut MatmulScratch::default(), &[2.0, 4.0], 1, Activations::Strict, &mut [(&weight, &mut y)]);
+//! let products = &mut [Product::new(&weight, &mut y)];
+//! backend.matmul(&mut MatmulScratch::default(), Input::Rows(&[2.0, 4.0]), 1, Activations::Strict, products);
 //! assert!((y[0] - (0.5 * 2.0 - 0.5 * 4.0)).abs() < 1e-6);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -33,9 +34,9 @@ mod pack;
 mod probe;
 mod threads;
 
-pub use activations::Activations;
+pub use activations::{Activations, Input};
 pub use attention::AttentionScratch;
-pub use backend::{Backend, MatmulScratch, Weight};
+pub use backend::{Backend, MatmulScratch, Product, Weight};
 pub use error::KernelError;
 pub use isa::{ISA_NAMES, Isa};
 pub use kv::{KvLayer, KvType};

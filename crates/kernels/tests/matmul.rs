@@ -2,7 +2,7 @@
 
 mod common;
 
-use billfish_kernels::{Activations, Backend, Isa, MatmulScratch, PackedDense, PackedMatrix, Weight};
+use billfish_kernels::{Activations, Backend, Input, Isa, MatmulScratch, PackedDense, PackedMatrix, Product, Weight};
 use billfish_tensor::{ActivationScale, DType, DenseTensor, QuantMatrix, oracle};
 use common::{Order, Rng, Spec, activations, matrix};
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 fn run(isa: Isa, threads: usize, weight: &Weight, x: &[f32], m: usize, a: Activations) -> Vec<f32> {
     let backend = Backend::new(isa, threads).unwrap();
     let mut y = vec![f32::NAN; m * weight.out_features()];
-    backend.matmul(&mut MatmulScratch::default(), x, m, a, &mut [(weight, &mut y)]);
+    backend.matmul(&mut MatmulScratch::default(), Input::Rows(x), m, a, &mut [Product::new(weight, &mut y)]);
     y
 }
 
@@ -168,8 +168,8 @@ fn several_weights_share_one_input() {
     let x = activations(&mut Rng(4), 3, 96);
     let backend = Backend::new(Isa::choose(None).unwrap(), 2).unwrap();
     let mut outs: Vec<Vec<f32>> = weights.iter().map(|w| vec![0.0; 3 * w.out_features()]).collect();
-    let mut products: Vec<(&Weight, &mut [f32])> = weights.iter().zip(outs.iter_mut()).map(|(w, o)| (w, &mut o[..])).collect();
-    backend.matmul(&mut MatmulScratch::default(), &x, 3, Activations::Exact, &mut products);
+    let mut products: Vec<Product> = weights.iter().zip(outs.iter_mut()).map(|(w, o)| Product::new(w, o)).collect();
+    backend.matmul(&mut MatmulScratch::default(), Input::Rows(&x), 3, Activations::Exact, &mut products);
     for (w, out) in weights.iter().zip(&outs) {
         assert_eq!(*out, run(Isa::Scalar, 1, w, &x, 3, Activations::Exact));
     }
@@ -279,8 +279,59 @@ fn weights_with_other_scales_do_not_share_activations() {
     let x = activations(&mut Rng(9), 1, spec.k);
     let backend = Backend::new(Isa::Scalar, 1).unwrap();
     let [mut a, mut b] = [vec![0.0; spec.n], vec![0.0; spec.n]];
-    backend.matmul(&mut MatmulScratch::default(), &x, 1, Activations::Int8, &mut [(&weights[0], &mut a), (&weights[1], &mut b)]);
+    backend.matmul(
+        &mut MatmulScratch::default(),
+        Input::Rows(&x),
+        1,
+        Activations::Int8,
+        &mut [Product::new(&weights[0], &mut a), Product::new(&weights[1], &mut b)],
+    );
     assert_eq!(a, run(Isa::Scalar, 1, &weights[0], &x, 1, Activations::Int8));
     assert_eq!(b, run(Isa::Scalar, 1, &weights[1], &x, 1, Activations::Int8));
     assert_ne!(a, b);
+}
+
+/// Inputs that are made on the way and products that are added give the bits of the separate steps, for quantized and
+/// dense weights side by side, with rows that stand apart.
+#[test]
+fn fused_steps_change_no_bit() {
+    let (k, m, n) = (200, 9, 70);
+    let mut rng = Rng(11);
+    let q = matrix(&Spec { k, n, group: 64, order: Order::Shuffled, ..PLAIN });
+    let dense = DenseTensor::new(DType::F32, vec![n, k], rng.floats(n * k).iter().flat_map(|v| v.to_le_bytes()).collect()).unwrap();
+    let bias = Some(rng.floats(n));
+    let weights = [Weight::Quantized(PackedMatrix::new(&q).unwrap()), Weight::Dense(Arc::new(PackedDense::new(&dense, bias).unwrap()))];
+    let x = activations(&mut rng, m, 2 * k);
+    let (gate, up): (Vec<f32>, Vec<f32>) = x.chunks(2 * k).map(|row| row.split_at(k)).fold(Default::default(), |(mut g, mut u), (a, b)| {
+        g.extend(a);
+        u.extend(b);
+        (g, u)
+    });
+    let (norm, start) = (rng.floats(k), rng.floats(m * n));
+    for isa in Isa::available() {
+        let backend = Backend::new(isa, 2).unwrap();
+        let mut normed = vec![0.0; m * k];
+        backend.rms_norm(&gate, &norm, 1e-5, &mut normed);
+        let mut gated = gate.clone();
+        backend.silu_mul(&mut gated, &up);
+        let inputs = [
+            (Input::Normed { rows: &gate, weight: &norm, eps: 1e-5 }, &normed),
+            (Input::Gated { gate: &gate, up: &up, stride: k }, &gated),
+            (Input::Gated { gate: &x, up: &x[k..], stride: 2 * k }, &gated),
+            (Input::Rows(&gate), &gate),
+        ];
+        for (input, made) in inputs {
+            let want: Vec<Vec<f32>> = weights.iter().map(|w| run(isa, 1, w, made, m, Activations::Exact)).collect();
+            let mut got = [start.clone(), start.clone()];
+            let [a, b] = &mut got;
+            let mut scratch = MatmulScratch::default();
+            let products = &mut [Product::onto(&weights[0], a), Product::new(&weights[1], b)];
+            backend.matmul(&mut scratch, input, m, Activations::Exact, products);
+            let sum: Vec<f32> = start.iter().zip(&want[0]).map(|(s, w)| s + w).collect();
+            assert!(got[0] == sum && got[1] == want[1], "{isa:?}");
+            backend.matmul(&mut scratch, input, m, Activations::Exact, &mut [Product::onto(&weights[1], &mut got[0])]);
+            let twice: Vec<f32> = sum.iter().zip(&want[1]).map(|(s, w)| s + w).collect();
+            assert_eq!(got[0], twice, "{isa:?}");
+        }
+    }
 }

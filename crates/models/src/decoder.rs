@@ -3,7 +3,7 @@
 use crate::load::{LoadOptions, ModuleUse};
 use crate::rope::Angles;
 use crate::{DecoderConfig, ModelError};
-use billfish_kernels::{Activations, AttentionScratch, Backend, KvLayer, MatmulScratch, PackedDense, Weight};
+use billfish_kernels::{Activations, AttentionScratch, Backend, Input, KvLayer, MatmulScratch, PackedDense, Product, Weight};
 use billfish_tensor::{ActivationScale, DenseTensor};
 use std::sync::Arc;
 
@@ -233,15 +233,16 @@ impl Model {
         let key = room(key, m * kv_width);
         let value = room(value, m * kv_width);
         let mixed = room(mixed, m * q_width);
-        let gate = room(gate, m * c.intermediate_size);
+        let gate = room(gate, if c.architecture.fused_gate_up { 0 } else { m * c.intermediate_size });
         let up = room(up, m * c.intermediate_size * if c.architecture.fused_gate_up { 2 } else { 1 });
         let output = room(output, m * c.hidden_size);
         let scale = 1.0 / (c.head_dim as f32).sqrt();
         let act = self.options.activations;
         for (layer, kv) in self.layers.iter().zip(&mut cache.layers) {
             let a = &layer.attention;
-            backend.rms_norm(residual, &layer.attention_norm, c.rms_norm_eps, normed);
-            backend.matmul(matmul, normed, m, act, &mut [(&a.query, query), (&a.key, key), (&a.value, value)]);
+            let input = Input::Normed { rows: residual, weight: &layer.attention_norm, eps: c.rms_norm_eps };
+            let products = &mut [Product::new(&a.query, query), Product::new(&a.key, key), Product::new(&a.value, value)];
+            backend.matmul(matmul, input, m, act, products);
             if let Some((q_norm, k_norm)) = &a.qk_norms {
                 // a norm does not write over what it reads; `mixed` is free until attention
                 mixed.copy_from_slice(query);
@@ -250,31 +251,27 @@ impl Model {
                 copy.copy_from_slice(key);
                 backend.rms_norm(copy, k_norm, c.rms_norm_eps, key);
             }
-            for i in 0..m {
-                c.rope.rotate(angles, i, &mut query[i * q_width..(i + 1) * q_width], c.head_dim);
-                c.rope.rotate(angles, i, &mut key[i * kv_width..(i + 1) * kv_width], c.head_dim);
-            }
+            backend.rows(query, q_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
+            backend.rows(key, kv_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
             kv.append(backend, key, value);
             kv.attend(backend, attention, query, c.heads, scale, a.window, mixed);
-            backend.matmul(matmul, mixed, m, act, &mut [(&a.output, output)]);
-            self.join(residual, output, normed, layer.output_norms.as_ref().map(|n| &n.0));
+            let norm = layer.output_norms.as_ref().map(|n| &n.0);
+            self.join(matmul, Input::Rows(mixed), &a.output, norm, residual, output, normed);
 
-            backend.rms_norm(residual, &layer.mlp_norm, c.rms_norm_eps, normed);
-            match &layer.mlp.gate_up {
-                GateUp::Separate { gate: g, up: u } => backend.matmul(matmul, normed, m, act, &mut [(g, gate), (u, up)]),
-                GateUp::Fused(w) => {
-                    backend.matmul(matmul, normed, m, act, &mut [(w, up)]);
-                    // split each row: gate to its buffer, up to the front of its own
-                    for (i, g) in gate.chunks_exact_mut(c.intermediate_size).enumerate() {
-                        let row = 2 * i * c.intermediate_size;
-                        g.copy_from_slice(&up[row..row + c.intermediate_size]);
-                        up.copy_within(row + c.intermediate_size..row + 2 * c.intermediate_size, i * c.intermediate_size);
-                    }
+            let input = Input::Normed { rows: residual, weight: &layer.mlp_norm, eps: c.rms_norm_eps };
+            let width = c.intermediate_size;
+            let gated = match &layer.mlp.gate_up {
+                GateUp::Separate { gate: g, up: u } => {
+                    backend.matmul(matmul, input, m, act, &mut [Product::new(g, gate), Product::new(u, up)]);
+                    Input::Gated { gate, up, stride: width }
                 }
-            }
-            backend.silu_mul(gate, &up[..m * c.intermediate_size]);
-            backend.matmul(matmul, gate, m, act, &mut [(&layer.mlp.down, output)]);
-            self.join(residual, output, normed, layer.output_norms.as_ref().map(|n| &n.1));
+                GateUp::Fused(w) => {
+                    backend.matmul(matmul, input, m, act, &mut [Product::new(w, up)]);
+                    Input::Gated { gate: up, up: &up[width..], stride: 2 * width }
+                }
+            };
+            let norm = layer.output_norms.as_ref().map(|n| &n.1);
+            self.join(matmul, gated, &layer.mlp.down, norm, residual, output, normed);
         }
 
         let rows = match want {
@@ -282,27 +279,38 @@ impl Model {
             Logits::Last => m.min(1),
             Logits::All => m,
         };
-        let normed = &mut normed[..rows * c.hidden_size];
-        backend.rms_norm(&residual[(m - rows) * c.hidden_size..], &self.norm, c.rms_norm_eps, normed);
         let logits = room(logits, rows * c.vocab_size);
         if rows > 0 {
-            backend.matmul(matmul, normed, rows, act, &mut [(self.vocabulary.head(), logits)]);
+            let input = Input::Normed { rows: &residual[(m - rows) * c.hidden_size..], weight: &self.norm, eps: c.rms_norm_eps };
+            backend.matmul(matmul, input, rows, act, &mut [Product::new(self.vocabulary.head(), logits)]);
         }
-        match logits.iter().position(|v| !v.is_finite()) {
-            Some(i) => Err(ModelError::NotANumber { position: start + m - rows + i / c.vocab_size }),
-            None => Ok(logits),
+        // a fold without an early end, which the compiler makes vectors of
+        if !logits.iter().fold(true, |finite, v| finite & v.is_finite()) {
+            let i = logits.iter().position(|v| !v.is_finite()).unwrap_or(0);
+            return Err(ModelError::NotANumber { position: start + m - rows + i / c.vocab_size });
         }
+        Ok(logits)
     }
 
-    /// Adds an output to the residual stream, through its norm if it has one.
-    fn join(&self, residual: &mut [f32], output: &[f32], scratch: &mut [f32], norm: Option<&Vec<f32>>) {
-        let added = match norm {
-            Some(norm) => {
-                self.backend.rms_norm(output, norm, self.config.rms_norm_eps, scratch);
-                &*scratch
-            }
-            None => output,
+    /// Adds `x · W` to the residual stream, through its norm if it has one.
+    #[allow(clippy::too_many_arguments)] // the buffers of one pass
+    fn join(
+        &self,
+        matmul: &mut MatmulScratch,
+        x: Input<'_>,
+        weight: &Weight,
+        norm: Option<&Vec<f32>>,
+        residual: &mut [f32],
+        output: &mut [f32],
+        normed: &mut [f32],
+    ) {
+        let (hidden, act) = (self.config.hidden_size, self.options.activations);
+        let m = residual.len() / hidden;
+        let Some(norm) = norm else {
+            return self.backend.matmul(matmul, x, m, act, &mut [Product::onto(weight, residual)]);
         };
-        residual.iter_mut().zip(added).for_each(|(r, a)| *r += a);
+        self.backend.matmul(matmul, x, m, act, &mut [Product::new(weight, output)]);
+        self.backend.rms_norm(output, norm, self.config.rms_norm_eps, normed);
+        self.backend.rows(residual, hidden, &|i, row| row.iter_mut().zip(&normed[i * hidden..]).for_each(|(r, a)| *r += a));
     }
 }

@@ -43,16 +43,21 @@ pub(crate) unsafe fn rms_norm<V: Vector>(x: &[f32], weight: &[f32], eps: f32, ou
 #[inline(always)]
 pub(crate) unsafe fn silu_mul<V: Vector>(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len());
-    for (g, u) in gate.chunks_mut(16).zip(up.chunks(16)) {
-        // SAFETY: loads through a padded copy; the result is an array.
-        let y = unsafe {
-            let v = load_some::<V>(g);
+    let silu_mul = |v: V::F, u: V::F| {
+        // SAFETY: arithmetic on lanes.
+        unsafe {
             let e = exp::<V>(V::sub_f(V::splat_f(0.0), v));
-            let silu = V::div_f(v, V::add_f(V::splat_f(1.0), e));
-            V::lanes(V::mul_f(silu, load_some::<V>(u)))
-        };
-        g.copy_from_slice(&y[..g.len()]);
+            V::mul_f(V::div_f(v, V::add_f(V::splat_f(1.0), e)), u)
+        }
+    };
+    let ((gates, gate), (ups, up)) = (gate.as_chunks_mut::<16>(), up.as_chunks::<16>());
+    for (g, u) in gates.iter_mut().zip(ups) {
+        // SAFETY: chunks are 16 floats.
+        unsafe { V::store_f(g.as_mut_ptr(), silu_mul(V::load_f(g.as_ptr()), V::load_f(u.as_ptr()))) };
     }
+    // SAFETY: loads through padded copies; the result is an array.
+    let last = unsafe { V::lanes(silu_mul(load_some::<V>(gate), load_some::<V>(up))) };
+    gate.copy_from_slice(&last[..gate.len()]);
 }
 
 /// Rounds to half precision, ties to even.
@@ -62,10 +67,13 @@ pub(crate) unsafe fn silu_mul<V: Vector>(gate: &mut [f32], up: &[f32]) {
 #[inline(always)]
 pub(crate) unsafe fn to_f16<V: Vector>(x: &[f32], out: &mut [u16]) {
     assert_eq!(x.len(), out.len());
-    for (x, out) in x.chunks(16).zip(out.chunks_mut(16)) {
-        let mut lanes = [0u16; 16];
-        // SAFETY: `lanes` holds 16 halves.
-        unsafe { V::store_f16(lanes.as_mut_ptr(), load_some::<V>(x)) };
-        out.copy_from_slice(&lanes[..out.len()]);
+    let ((floats, x), (halves, out)) = (x.as_chunks::<16>(), out.as_chunks_mut::<16>());
+    for (x, out) in floats.iter().zip(halves) {
+        // SAFETY: chunks are 16 floats and 16 halves.
+        unsafe { V::store_f16(out.as_mut_ptr(), V::load_f(x.as_ptr())) };
     }
+    let mut lanes = [0u16; 16];
+    // SAFETY: `lanes` holds 16 halves.
+    unsafe { V::store_f16(lanes.as_mut_ptr(), load_some::<V>(x)) };
+    out.copy_from_slice(&lanes[..out.len()]);
 }
