@@ -108,7 +108,12 @@ pub(crate) fn zeros(module: &Module<'_>, tensor: &Tensor<'_>, width: u32) -> Res
     let telling = !sym && bits <= 4 && width == 32 && format != CheckpointFormat::GptqP;
     let sample = if telling { Some(sample(module)?) } else { None };
     let QuantConfig { writer, forced_zeros, .. } = module.config;
-    let clues = Clues { sym, format, writer: writer.as_ref(), sample: sample.as_ref(), forced: *forced_zeros };
+    // widths that exist in the planar layout only have one reading, in a folder of any format
+    let forced = forced_zeros.filter(|_| format != CheckpointFormat::GptqP);
+    if forced != *forced_zeros {
+        module.warn("planar zero points have one reading: the one that the caller asks for does not apply");
+    }
+    let clues = Clues { sym, format, writer: writer.as_ref(), sample: sample.as_ref(), forced };
     Ok(dialect::decode(&Stored { words: &words, n, bits, packing, width }, &clues))
 }
 
