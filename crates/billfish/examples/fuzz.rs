@@ -35,8 +35,7 @@ struct Options {
 }
 
 fn options() -> Result<Options, String> {
-    let mut options =
-        Options { targets: vec![], seconds: 60, seed: 1, keep: std::env::temp_dir().join("billfish-fuzz"), trace: false };
+    let mut options = Options { targets: vec![], seconds: 60, seed: 1, keep: std::env::temp_dir().join("billfish-fuzz"), trace: false };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg}: expected a value, found none"));
@@ -81,11 +80,46 @@ impl Random {
 
 /// Pieces that parsers look for.
 const WORDS: [&str; 40] = [
-    "{", "}", "[", "]", "\"", ":", ",", "null", "true", "false", "-1", "0", "1e400", "18446744073709551616", "\"bits\":4", "\"bits\":3",
-    "\"sym\":false", "\"group_size\":128", "\"group_size\":-1", "\"desc_act\":true", "\"dynamic\":{", "\"-:", "\"+:", ".*", "(?=", "(?:",
-    "\\\\1", "re:", "Linear", "\"checkpoint_format\":\"gptq_v2\"", "\"quant_method\":\"gptq\"", "\"quant_method\":\"awq\"",
-    "\"quant_method\":\"compressed-tensors\"", "\"quant_method\":\"auto-round\"", "\"lm_head\":true", "\"weight_map\":{",
-    "\"rope_scaling\":{", "\"rope_type\":\"yarn\"", "\"factor\":", "[0, 0]",
+    "{",
+    "}",
+    "[",
+    "]",
+    "\"",
+    ":",
+    ",",
+    "null",
+    "true",
+    "false",
+    "-1",
+    "0",
+    "1e400",
+    "18446744073709551616",
+    "\"bits\":4",
+    "\"bits\":3",
+    "\"sym\":false",
+    "\"group_size\":128",
+    "\"group_size\":-1",
+    "\"desc_act\":true",
+    "\"dynamic\":{",
+    "\"-:",
+    "\"+:",
+    ".*",
+    "(?=",
+    "(?:",
+    "\\\\1",
+    "re:",
+    "Linear",
+    "\"checkpoint_format\":\"gptq_v2\"",
+    "\"quant_method\":\"gptq\"",
+    "\"quant_method\":\"awq\"",
+    "\"quant_method\":\"compressed-tensors\"",
+    "\"quant_method\":\"auto-round\"",
+    "\"lm_head\":true",
+    "\"weight_map\":{",
+    "\"rope_scaling\":{",
+    "\"rope_type\":\"yarn\"",
+    "\"factor\":",
+    "[0, 0]",
 ];
 
 /// An input changed in one to eight places.

@@ -113,7 +113,8 @@ fn explained(folder: &Checkpoint, module: &str, matrix: &QuantMatrix) {
         match explain(folder, &format!("{module}[{row}, {col}]")) {
             Ok(Explanation::Quantized(weight)) => {
                 assert_eq!(weight.value, values[row * n + col], "{module}[{row}, {col}]");
-                let code = weight.code_bits.iter().fold(0, |code, b| code | (b.word >> b.offset & ((1u64 << b.width) - 1) as u32) << b.shift);
+                let code =
+                    weight.code_bits.iter().fold(0, |code, b| code | (b.word >> b.offset & ((1u64 << b.width) - 1) as u32) << b.shift);
                 assert!(weight.code_bits.is_empty() || code == u32::from(weight.code), "the code of {module}[{row}, {col}] is in its bits");
             }
             Ok(other) => panic!("{module} is quantized: {other:?}"),

@@ -133,8 +133,7 @@ impl Folder {
     /// compressed-tensors; `padded` leaves bits of words unused, as its first writers did.
     pub fn compressed(&mut self, input: &mut Input<'_>, name: &str, shape: Shape, packed: bool, padded: bool) {
         let Shape { k, n, bits, .. } = shape;
-        let words =
-            |count| if padded { usize::div_ceil(count, (32 / bits) as usize) } else { Packing::Continuous.words(bits, count) };
+        let words = |count| if padded { usize::div_ceil(count, (32 / bits) as usize) } else { Packing::Continuous.words(bits, count) };
         let groups = shape.groups();
         if packed {
             self.fill(input, format!("{name}.weight_packed"), DType::I32, &[n, words(k)]);

@@ -4,8 +4,8 @@ use super::Run;
 use super::folder::{module, open};
 use super::input::Input;
 use crate::method::{
-    Activation, FusedModules, Layer, ModuleConfig, MoeShape, NameMap, Note, Platform, WeightType, check_engine, check_marlin,
-    check_marlin_shape, infer_modules, select,
+    Activation, AutoRoundConfig, AwqConfig, FusedModules, KernelLayer, Layer, ModuleConfig, MoeShape, NameMap, Note, Platform, WeightType,
+    check_engine, check_marlin, check_marlin_shape, choose_kernel, infer_modules, later_refusals, select,
 };
 use crate::targets::Target;
 use crate::warning::Warnings;
@@ -109,7 +109,9 @@ pub(super) fn method(data: &[u8], run: &mut Run) {
     for method in ["gptq", "gptq_marlin", "moe_wna16"] {
         let Some(mut config) = run.kind(ModuleConfig::read(method, &map)) else { continue };
         config.infer_modules(infer_modules([("model.layers.0.self_attn.q_proj.qweight", billfish_tensor::DType::I32)]));
-        for (layer, name) in [Layer::Linear, Layer::Head, Layer::Experts(shape), Layer::Other].into_iter().flat_map(|l| MODULES.map(|m| (l, m))) {
+        for (layer, name) in
+            [Layer::Linear, Layer::Head, Layer::Experts(shape), Layer::Other].into_iter().flat_map(|l| MODULES.map(|m| (l, m)))
+        {
             if let Some(found) = run.kind(config.resolve(layer, name, &fused, platform)) {
                 // the rule that skips is the input's own
                 run.note(format!("{found:?}").split("rule").next().unwrap_or_default());
@@ -121,9 +123,41 @@ pub(super) fn method(data: &[u8], run: &mut Run) {
         }
         config.rename_modules(&NameMap { prefixes: vec![("model.".into(), Some("m.".into()))], ..NameMap::default() });
     }
+    for method in ["awq", "awq_marlin", "cpu_awq"] {
+        let Some(config) = run.kind(AwqConfig::read(method, &map)) else { continue };
+        for name in MODULES {
+            run.kind(config.resolve(Layer::Linear, name, &fused, platform));
+            run.kind(config.resolve(Layer::Experts(shape), name, &fused, platform));
+        }
+    }
+    if let Some(config) = run.kind(AutoRoundConfig::read(&map)) {
+        for (layer, name) in [Layer::Linear, Layer::Head, Layer::Experts(shape)].into_iter().flat_map(|l| MODULES.map(|m| (l, m))) {
+            if let Some(found) = run.kind(config.resolve(layer, name, &fused, platform)) {
+                run.note(format!("{found:?}"));
+            }
+        }
+    }
+    for refusal in later_refusals(&map) {
+        run.note(format!("{} {}", refusal.since, refusal.rule.is_some()));
+    }
     let group = map.get("group_size").and_then(serde_json::Value::as_i64).unwrap_or(-1);
     run.kind(check_marlin(platform, WeightType::Uint4b8, group, false));
-    run.kind(check_marlin_shape(size, size, size.saturating_mul(2), group));
+    run.kind(check_marlin_shape(size, size, size * 2, group));
+    for weight in [WeightType::Uint4b8, WeightType::Uint8b128, WeightType::Uint4, WeightType::Uint8] {
+        let layer = KernelLayer {
+            weight,
+            activation: Activation::F16,
+            group_size: group,
+            zero_points: size % 64 == 0,
+            act_order: size % 128 == 0,
+            input_size: size * 2,
+            rows: size,
+            columns: size,
+        };
+        if let Some(kernel) = run.kind(choose_kernel(platform, &layer)) {
+            run.note(kernel);
+        }
+    }
 }
 
 /// A place, asked of a folder with a quantized module `m` and a dense one `d`.
