@@ -17,7 +17,8 @@ const MODULES: [&str; 4] =
 
 fn hear(warnings: &Warnings, run: &mut Run) {
     for warning in warnings.list() {
-        run.note(warning.message);
+        // in brackets and after a colon stands what the config says
+        run.note(warning.message.split(['(', ':']).next().unwrap_or_default());
     }
 }
 
