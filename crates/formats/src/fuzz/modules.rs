@@ -4,7 +4,7 @@ use super::Run;
 use super::folder::{read, same};
 use super::input::Input;
 use super::layouts::{Folder, Shape};
-use crate::{Checkpoint, FormatError, Target, convert as convert_folder};
+use crate::{Checkpoint, FormatError, Target, ZeroLabel, convert as convert_folder};
 use billfish_tensor::{DType, Packing};
 use serde_json::{Value, json};
 
@@ -80,7 +80,16 @@ pub(super) fn convert(data: &[u8], run: &mut Run) {
         run.note(format!("{target} {}", converted.losses.len()));
         converted.losses.iter().for_each(|loss| run.note(&loss.what));
         let check = || -> Result<(), FormatError> {
-            let written = Checkpoint::open(&out)?;
+            // as labelled: codes of noise may be centred anywhere, and then they speak for the other reading
+            let label = match target {
+                Target::Gptq => Some(ZeroLabel::V1),
+                Target::GptqV2 => Some(ZeroLabel::V2),
+                _ => None,
+            };
+            let mut written = Checkpoint::open(&out)?;
+            if written.quantization().is_some() {
+                written = written.with_zeros(label)?;
+            }
             for module in written.quantized_modules() {
                 written.describe(&module)?;
             }
