@@ -1,77 +1,109 @@
 //! Bodies of fuzz targets: any bytes, no panic, no memory beyond a small multiple of the input.
+//!
+//! [`TARGETS`] lists them. The committed corpus is replayed in the tests; `examples/fuzz.rs` of the binary's crate runs
+//! any of them for as long as one likes.
 
-use crate::warning::Warnings;
-use crate::{BiasRule, Checkpoint, Header, QuantConfig, Source, diff, dynamic, explain, json, serially};
-use std::borrow::Cow;
+mod folder;
+mod input;
+mod layouts;
+mod modules;
+mod texts;
 
-/// A safetensors file; the header is what matters.
-pub fn safetensors_header(data: &[u8]) {
-    drop(Header::read(&Source::from_bytes("fuzz", data.to_vec())));
+use std::collections::BTreeSet;
+use std::fmt::{Debug, Display};
+use std::path::{Path, PathBuf};
+
+/// What one run may use, and what it found.
+#[derive(Debug)]
+pub struct Run {
+    scratch: PathBuf,
+    outcomes: BTreeSet<u64>,
 }
 
-/// A quantization config.
-pub fn quant_config(data: &[u8]) {
-    let warnings = Warnings::default();
-    let Ok(map) = json::object("fuzz", data) else { return };
-    let Ok(config) = QuantConfig::read("fuzz", "", &map, &warnings) else { return };
-    drop(config.scheme("model.layers.0.self_attn.q_proj"));
-    config.selection.says("model.layers.0.self_attn.q_proj");
-    drop(config.selection.warn_unmatched("fuzz", &["lm_head", "model.layers.0.mlp.down_proj"], &warnings));
-}
+/// A fuzz target.
+pub type Body = fn(&[u8], &mut Run);
 
-/// The rules of a quantization config, tried on names of modules.
-pub fn dynamic(data: &[u8]) {
-    let warnings = Warnings::default();
-    let Ok(map) = json::object("fuzz", data) else { return };
-    let Ok(rules) = dynamic::Dynamic::read("fuzz", &map, &warnings) else { return };
-    for module in ["lm_head", "model.layers.0.self_attn.q_proj", "model.layers.10.mlp.experts.63.down_proj"] {
-        drop(rules.find(module));
+/// Every target of this crate.
+pub const TARGETS: [(&str, Body); 15] = [
+    ("safetensors_header", texts::safetensors_header),
+    ("quant_config", texts::quant_config),
+    ("dynamic", texts::dynamic),
+    ("names", texts::names),
+    ("shard_index", texts::shard_index),
+    ("method", texts::method),
+    ("place", texts::place),
+    ("checkpoint", folder::checkpoint),
+    ("gptq", modules::gptq),
+    ("awq", modules::awq),
+    ("pack_quantized", modules::pack_quantized),
+    ("int_quantized", modules::int_quantized),
+    ("auto_round", modules::auto_round),
+    ("dense", modules::dense),
+    ("convert", modules::convert),
+];
+
+impl Run {
+    /// A run that may write to `scratch`, a folder of its own, and leaves it as it was.
+    pub fn new(scratch: &Path) -> Self {
+        Self { scratch: scratch.into(), outcomes: BTreeSet::new() }
     }
-    drop(rules.warn_unmatched(&["lm_head"], &warnings));
+
+    /// Forgets the outcomes and gives them out. Two runs that took the same ways through the code have the same ones, as
+    /// far as messages tell.
+    pub fn outcomes(&mut self) -> BTreeSet<u64> {
+        std::mem::take(&mut self.outcomes)
+    }
+
+    /// Notes an outcome: its text without what an input can choose freely (numbers, quotes, what was found).
+    pub fn note(&mut self, text: impl Display) {
+        let text = text.to_string();
+        let hash = |hash: u64, c: u8| (hash ^ u64::from(c)).wrapping_mul(0x100_0000_01b3);
+        self.outcomes.insert(fixed(&text).bytes().fold(0xcbf2_9ce4_8422_2325, hash));
+    }
+
+    /// A result's value; the kind of an error is an outcome.
+    pub fn kind<T, E: Debug>(&mut self, result: Result<T, E>) -> Option<T> {
+        result.inspect_err(|e| self.note(format!("{e:?}").split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default())).ok()
+    }
+
+    /// A result's value; the text of an error is an outcome.
+    pub fn value<T, E: Display>(&mut self, result: Result<T, E>) -> Option<T> {
+        result.inspect_err(|e| self.note(e)).ok()
+    }
 }
 
-/// The line that starts a file in the input of [`checkpoint`]; the name follows, up to the end of the line.
-const FILE: &[u8] = b"\n#file ";
-
-/// A whole folder: each file starts with a line `#file NAME`, and its bytes follow. Reads every module and tensor,
-/// compares the folder with itself and explains a place of each.
-pub fn checkpoint(data: &[u8]) {
-    let mut files = vec![];
-    let mut rest = data.strip_prefix(&FILE[1..]).unwrap_or_default();
-    while !rest.is_empty() {
-        let end = rest.windows(FILE.len()).position(|w| w == FILE);
-        let (file, next) = end.map_or((rest, &[][..]), |e| (&rest[..e], &rest[e + FILE.len()..]));
-        let line = file.iter().position(|&b| b == b'\n').unwrap_or(file.len());
-        let name = String::from_utf8_lossy(&file[..line]).into_owned();
-        files.push((Cow::Owned(name), Cow::Owned(file.get(line + 1..).unwrap_or_default().to_vec())));
-        rest = next;
-    }
-    let Ok(folder) = Checkpoint::from_files("fuzz", files) else { return };
-    for module in folder.quantized_modules() {
-        if let Ok(report) = folder.describe(&module) {
-            drop(folder.linear(&module, report.in_features, report.out_features, BiasRule::Optional));
+/// The part of a message that the program wrote.
+fn fixed(text: &str) -> String {
+    // names of files, tensors and keys come before what is expected of them
+    let text = text.rfind(": expected ").map_or(text, |at| &text[at..]);
+    let (before, after) = text.split_once(", found ").unwrap_or((text, ""));
+    let remedy = after.rfind("; ").map_or("", |at| &after[at..]);
+    let mut out = String::new();
+    for part in [before, remedy] {
+        for (i, piece) in part.split(['`', '"']).enumerate() {
+            if i % 2 == 0 {
+                out.extend(piece.chars().filter(|c| c.is_ascii() && !c.is_ascii_digit()));
+            }
         }
-        drop(folder.linear(&module, 64, 64, BiasRule::Absent));
     }
-    for name in folder.tensor_names() {
-        let shape = folder.info(name).map(|i| i.shape.clone()).unwrap_or_default();
-        drop(folder.dense(name, &shape));
-        drop(
-            name.strip_suffix(".weight")
-                .map(|m| folder.linear(m, shape.get(1).copied().unwrap_or(0), shape.first().copied().unwrap_or(0), BiasRule::Optional)),
-        );
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_leave_out_what_inputs_choose() {
+        assert_eq!(fixed("key `bits`: expected 4, found 17; correct it"), ": expected ; correct it");
+        assert_eq!(fixed("key `a`: expected b`: expected 4, found 1; c; correct it"), ": expected ; correct it");
+        assert_eq!(fixed("method `awq`: \"x\" is no number"), "method :  is no number");
+        assert_eq!(fixed("`open"), "");
+        let mut run = Run::new(Path::new(""));
+        run.note("a, found b; c");
+        run.note("a, found 2; c");
+        assert_eq!(run.value::<(), _>(Err("a, found b; d")), None);
+        assert_eq!(run.outcomes().len(), 2);
+        assert!(run.outcomes().is_empty());
     }
-    if let Ok(found) = diff(&folder, &folder, &serially, &mut |_, _| ()) {
-        assert!(found.certificate.equal(), "a folder equals itself");
-    }
-    for name in folder.tensor_names() {
-        for index in ["[]", "[0]", "[0, 0]", "[63, 63]"] {
-            drop(explain(&folder, &format!("{name}{index}")));
-            drop(name.rsplit_once('.').map(|(module, _)| explain(&folder, &format!("{module}{index}"))));
-        }
-    }
-    for warning in folder.warnings() {
-        drop(warning.to_string());
-    }
-    drop(folder.unread());
 }

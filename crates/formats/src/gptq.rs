@@ -6,7 +6,7 @@ use crate::dialect::{self, Clues, Decoded, Shown, Stored};
 use crate::module::{Layout, Module, SCALES, SIZES, check_size, two_dimensions, words, wrong_shape};
 use crate::statistic::Sample;
 use crate::strips;
-use crate::{FormatError, GroupSize, QuantConfig, Scheme};
+use crate::{CheckpointFormat, FormatError, GroupSize, QuantConfig, Scheme};
 use billfish_tensor::{Codes, DType, Groups, Packing};
 
 /// Finds a module's tensors and checks every shape and type.
@@ -123,6 +123,9 @@ const VOTER_RUNS: usize = 8;
 
 /// True zero points and the dialect they were stored in.
 pub(crate) fn zeros(module: &Module<'_>, tensor: &Tensor<'_>, width: u32) -> Result<Decoded, FormatError> {
+    if module.scheme.format == CheckpointFormat::GptqP && module.config.forced_zeros.is_some() {
+        module.warn("planar zero points have one reading: the one that the caller asks for does not apply");
+    }
     with_clues(module, tensor, width, RUNS, dialect::decode)
 }
 
@@ -153,9 +156,11 @@ fn with_clues<T>(
         strips::widened(&bytes, module.count, packing.words(bits, n))
     };
     let QuantConfig { writer, forced_zeros, .. } = module.config;
+    // widths that exist in the planar layout only have one reading, in a folder of any format
+    let forced = forced_zeros.filter(|_| format != CheckpointFormat::GptqP);
     let sample = || sample(module, width, runs);
     let folder = || module.checkpoint.ballot(bits);
-    let clues = Clues { sym, format, writer: writer.as_ref(), sample: &sample, folder: &folder, forced: *forced_zeros };
+    let clues = Clues { sym, format, writer: writer.as_ref(), sample: &sample, folder: &folder, forced };
     find(&Stored { words: &words, n, bits, packing, width }, &clues)
 }
 

@@ -109,7 +109,7 @@ impl Drop for SafetensorsWriter {
 }
 
 /// The header text, padded so that the data begins at a multiple of 8, and the size of each tensor.
-fn header(file: &str, tensors: &[TensorSpec]) -> Result<(String, Vec<(String, u64)>), FormatError> {
+pub(crate) fn header(file: &str, tensors: &[TensorSpec]) -> Result<(String, Vec<(String, u64)>), FormatError> {
     let mut map = serde_json::Map::new();
     map.insert("__metadata__".into(), serde_json::json!({"format": "pt"}));
     let mut sizes = Vec::with_capacity(tensors.len());

@@ -255,3 +255,13 @@ fn rules_name_fused_modules_too() {
     ];
     assert_eq!(rules, expected);
 }
+
+/// A module called asymmetric whose zero points are all the midpoint: a config that says so needs the tensor.
+#[test]
+fn asymmetric_modules_with_midpoints_keep_their_zero_points() {
+    let config = r#"{"bits": 4, "group_size": -1, "sym": false, "checkpoint_format": "gptq_v2"}"#;
+    let source = Folder::module(32, 8, config, 1, &[0x8888_8888]).write();
+    let (_out, written) = run(&source.0, Target::CompressedTensors, false).unwrap();
+    same(&Checkpoint::open(&source.0).unwrap(), &written, "midpoints");
+    assert!(written.info("m.weight_zero_point").is_some());
+}

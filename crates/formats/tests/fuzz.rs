@@ -1,48 +1,66 @@
 //! The committed corpus of hostile files, each also cut at every length and with single bytes changed, through the fuzz
 //! bodies: nothing may panic.
 
-use billfish_formats::fuzz;
+use billfish_formats::fuzz::{Run, TARGETS};
 use std::path::Path;
 
-/// Places in a file that are changed, so that a large file does not take minutes.
-const MOST_FLIPS: usize = 1500;
+mod common;
 
-fn replay(target: &str, body: fn(&[u8])) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz-corpus").join(target);
-    let mut files = 0;
-    for entry in std::fs::read_dir(&dir).unwrap() {
-        let data = std::fs::read(entry.unwrap().path()).unwrap();
-        body(&data);
-        (0..data.len()).for_each(|end| body(&data[..end]));
-        let step = data.len().div_ceil(MOST_FLIPS).max(1);
-        for at in (0..data.len()).step_by(step) {
-            for change in [0x01, 0x80, 0xff] {
-                let mut data = data.clone();
-                data[at] ^= change;
-                body(&data);
+/// Places in a file that are cut or changed, so that a large file does not take minutes.
+const MOST_PLACES: usize = 200;
+
+/// Replays some targets; each has a folder of its own to write to.
+fn replay(targets: &[&str]) {
+    replay_at(targets, MOST_PLACES);
+}
+
+fn replay_at(targets: &[&str], places: usize) {
+    for (target, body) in TARGETS.iter().filter(|(name, _)| targets.contains(name)) {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz-corpus").join(target);
+        let scratch = common::Temp::new();
+        let mut run = Run::new(&scratch.0);
+        let mut files = 0;
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let data = std::fs::read(entry.unwrap().path()).unwrap();
+            body(&data, &mut run);
+            let step = data.len().div_ceil(places).max(1);
+            for at in (0..data.len()).step_by(step) {
+                body(&data[..at], &mut run);
+                for change in [0x01, 0x80, 0xff] {
+                    let mut data = data.clone();
+                    data[at] ^= change;
+                    body(&data, &mut run);
+                }
             }
+            files += 1;
         }
-        files += 1;
+        assert!(files >= 10, "{} holds {files} files", dir.display());
+        assert!(run.outcomes().len() >= 5, "{target} always says the same");
     }
-    assert!(files >= 10, "{} holds {files} files", dir.display());
 }
 
 #[test]
-fn safetensors_header() {
-    replay("safetensors_header", fuzz::safetensors_header);
+fn texts() {
+    replay(&["safetensors_header", "quant_config", "dynamic", "names", "shard_index", "method", "place"]);
 }
 
 #[test]
-fn quant_config() {
-    replay("quant_config", fuzz::quant_config);
+fn folders() {
+    replay(&["checkpoint"]);
 }
 
 #[test]
-fn dynamic() {
-    replay("dynamic", fuzz::dynamic);
+fn tensors_of_gptq_and_auto_round() {
+    replay(&["gptq", "auto_round"]);
 }
 
 #[test]
-fn checkpoint() {
-    replay("checkpoint", fuzz::checkpoint);
+fn tensors_of_other_layouts() {
+    replay(&["awq", "pack_quantized", "int_quantized", "dense"]);
+}
+
+#[test]
+fn conversions() {
+    // each writes a folder to the disk
+    replay_at(&["convert"], 16);
 }

@@ -88,6 +88,9 @@ fn what_keeps_a_checkpoint_from_marlin() {
         assert_eq!(PLATFORMS.map(|p| none(gptq(changes.clone()), p)), ["gptq"; 3], "{changes}");
     }
     assert_eq!(none(gptq(json!({"bits": 8})), Platform::Cpu), "gptq");
+    // 1 is True in Python, and no other number is
+    assert_eq!(none(gptq(json!({"sym": 1})), AMPERE), "gptq_marlin");
+    assert_eq!(none(gptq(json!({"sym": 2})), AMPERE), "gptq");
     assert_eq!(none(gptq(json!({})), Platform::Cuda { capability: 75 }), "gptq_marlin");
     assert_eq!(none(gptq(json!({})), Platform::Cuda { capability: 60 }), "gptq");
     assert_eq!(none(awq(json!({"zero_point": false})), AMPERE), "awq");
@@ -102,7 +105,9 @@ fn other_formats_of_gptq_checkpoints() {
     assert_eq!(chosen(&gptq(json!({"is_bitblas_format": true})), Some("gptq"), AMPERE), "bitblas");
     assert_eq!(chosen(&bitblas, Some("marlin"), AMPERE), "gptq_marlin");
     let notes = select(Some(&bitblas), None, AMPERE, true).unwrap().notes;
-    assert_eq!(notes, [Note::Info("The model is serialized in bitblas format. Using bitblas kernel.".into())]);
+    let deprecated = "The quantization method bitblas is deprecated and will be removed in future versions of vLLM.";
+    let info = "The model is serialized in bitblas format. Using bitblas kernel.";
+    assert_eq!(notes, [Note::Info(info.into()), Note::Warning(deprecated.into())]);
     assert_eq!(chosen(&gptq(json!({"checkpoint_format": "marlin_24"})), None, AMPERE), "gptq_marlin_24");
     // neither v2 nor anything else that `gptq_marlin` ignores keeps it away
     assert_eq!(chosen(&gptq(json!({"checkpoint_format": "gptq_v2"})), None, AMPERE), "gptq_marlin");
@@ -436,4 +441,27 @@ fn experts() {
     let plain = ModuleConfig::read("gptq", &gptq(json!({"sym": false, "dynamic": {"-:.*": {}}}))).unwrap();
     let Resolution::Quantized { scheme, notes } = resolve(&plain, shape) else { panic!("skipped") };
     assert_eq!((scheme.method, scheme.sym, notes.len()), ("moe_wna16", true, 2));
+}
+
+#[test]
+fn what_later_releases_refuse() {
+    let found = |changes: Value| -> Vec<(&str, Option<String>, String)> {
+        later_refusals(&gptq(changes)).into_iter().map(|r| (r.since, r.rule, r.error.to_string())).collect()
+    };
+    let act_order = "GPTQ group activation ordering (desc_act=True) is no longer supported. Use a checkpoint with static activation \
+                     ordering or desc_act=False.";
+    let kind = |bits, sym| ("0.27", None, format!("Unsupported quantization config: bits={bits}, sym={sym}"));
+    assert_eq!(found(json!({"desc_act": false})), []);
+    assert_eq!(found(json!({"group_size": -1})), []);
+    assert_eq!(found(json!({})), [("0.33", None, act_order.to_string())]);
+    assert_eq!(found(json!({"bits": 2, "desc_act": false})), [kind("2", "True")]);
+    assert_eq!(found(json!({"sym": false})), [kind("4", "False"), ("0.33", None, act_order.into())]);
+    assert_eq!(found(json!({"sym": null, "desc_act": false})), [kind("4", "None")]);
+    // a rule may ask for it, one that skips does not, and what the config says is said once
+    let rules = json!({"-:.*up.*": {"bits": 2}, "+:.*down.*": {"bits": 8, "desc_act": true}, ".*gate.*": {"sym": false}, ".*": {}});
+    let gate = ("0.27", Some(".*gate.*".into()), "Unsupported quantization config: bits=4, sym=False".to_string());
+    let down = ("0.33", Some("+:.*down.*".into()), act_order.to_string());
+    assert_eq!(found(json!({"desc_act": false, "dynamic": rules.clone()})), [down, gate.clone()]);
+    assert_eq!(found(json!({"dynamic": rules})), [("0.33", None, act_order.into()), gate]);
+    assert_eq!(later_refusals(&awq(json!({"desc_act": true}))), []);
 }

@@ -3,7 +3,7 @@
 use billfish_formats::GroupSize;
 use billfish_formats::shard::{Cuts, GptqTensors, Rank, ShardError, check_fused_order};
 use billfish_tensor::{Codes, Groups, Packing, QuantMatrix, ScaleValues, Zeros, oracle};
-use half::f16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 const PACKING: Packing = Packing::Continuous;
@@ -248,6 +248,47 @@ fn parts_are_the_published_slices() {
     assert_eq!((row.qweight, row.qzeros), (three.qweight[6 * 64..].to_vec(), three.qzeros.clone()));
 }
 
+/// A file need not hold `g_idx` where groups are in order, and scales may have any of three types.
+#[test]
+fn modules_without_g_idx_and_with_other_scales() {
+    for bits in [2, 3, 4, 8] {
+        for group in [GroupSize::Rows(32), GroupSize::Channel] {
+            let with = module(bits, 128, 64, group, false, 9);
+            let single = |scales: &ScaleValues| (0..scales.len()).map(|i| scales.get(i)).collect::<Vec<f32>>();
+            let halves = single(&with.scales).into_iter().map(bf16::from_f32).collect();
+            for scales in [with.scales.clone(), ScaleValues::BF16(halves), ScaleValues::F32(single(&with.scales))] {
+                let without = GptqTensors { g_idx: None, scales, ..with.clone() };
+                let whole = output(&with, &inputs(128));
+                assert_eq!(sum_of_rows(&without, 4, Cuts::Aligned).unwrap(), whole, "{bits} bit, {group}");
+                assert_eq!(joined_columns(&without, 2, Cuts::Aligned).unwrap(), whole, "{bits} bit, {group}");
+            }
+        }
+    }
+}
+
+/// 2, 3, 4 and 8 bit, groups of 32 and one group, in order and in act-order: what each rank is given, in rows.
+#[test]
+fn rows_of_each_tensor() {
+    for bits in [2u32, 3, 4, 8] {
+        for (group, act_order, groups) in
+            [(GroupSize::Rows(32), false, 1), (GroupSize::Rows(32), true, 4), (GroupSize::Channel, false, 1), (GroupSize::Channel, true, 1)]
+        {
+            let t = module(bits, 128, 64, group, act_order, 9);
+            for (r, rank) in ranks(4).into_iter().enumerate() {
+                let part = t.row_parallel(rank, Cuts::Aligned).unwrap();
+                let words = bits as usize * 64;
+                assert_eq!(part.qweight, t.qweight[r * words..(r + 1) * words], "{bits} bit");
+                // one group, or all of them in act-order, is whole on each rank
+                let first = if groups == 1 && group == GroupSize::Rows(32) { r } else { 0 };
+                assert_eq!((part.groups(), part.first_group), (groups, first as u32), "{bits} bit, {group}, {act_order}");
+                let row = 64 * bits as usize / 32;
+                assert_eq!(part.qzeros, t.qzeros[first * row..(first + groups) * row]);
+                assert_eq!(part.g_idx.as_deref(), t.g_idx.as_ref().map(|g| &g[r * 32..(r + 1) * 32]), "ids of the whole");
+            }
+        }
+    }
+}
+
 #[test]
 fn errors_say_what_was_expected_and_found() {
     let rank = |r, of| Rank::new(r, of).unwrap();
@@ -265,7 +306,8 @@ fn errors_say_what_was_expected_and_found() {
     for (bits, multiple) in [(2, 16), (3, 32), (4, 8), (8, 4)] {
         let t = module(bits, 64, 6 * 2, GroupSize::Channel, false, 3);
         let e = text(t.column_parallel(rank(0, 2), Cuts::Aligned));
-        assert!(e.starts_with("The output size is not aligned with the quantized weight shape."), "{e}");
+        let words = "The output size is not aligned with the quantized weight shape. This can be caused by too large tensor parallel size.";
+        assert!(e.starts_with(words), "{e}");
         assert!(e.contains(&format!("a multiple of {multiple} at {bits} bit, found 6")), "{e}");
         let t = module(bits, 6 * 2, 64, GroupSize::Channel, false, 3);
         assert!(text(t.row_parallel(rank(0, 2), Cuts::Aligned)).contains(&format!("a multiple of {multiple} ({bits} bit")));

@@ -432,3 +432,23 @@ fn symmetric_zero_points_can_be_forced_and_others_cannot() {
     let error = Checkpoint::open(&planar.0).unwrap().with_zeros(Some(ZeroLabel::V1)).unwrap_err().to_string();
     assert!(error.contains("one reading only"), "{error}");
 }
+
+/// Widths that exist in the planar layout only, in a folder that calls itself gptq: their zero points have one reading,
+/// whatever the caller says of the folder.
+#[test]
+fn forced_zero_points_leave_planar_widths_alone() {
+    for bits in [5, 6, 7] {
+        let (k, n) = (32, 160);
+        let config = json!({"bits": bits, "group_size": -1, "sym": false, "checkpoint_format": "gptq"}).to_string();
+        // all fields of all ones, which a reader of v1 would have to look into
+        let dir = Folder::module(k, n, &config, 1, &vec![u32::MAX; n * bits / 32]).write();
+        let open = || Checkpoint::open(&dir.0).unwrap();
+        let free = quantized(&open(), "m", k, n);
+        assert_eq!(per_group(&free), vec![(1 << bits) - 1; n]);
+        for label in [ZeroLabel::V1, ZeroLabel::V2] {
+            let folder = open().with_zeros(Some(label)).unwrap();
+            assert_eq!(per_group(&quantized(&folder, "m", k, n)), per_group(&free), "{bits} bit, {label}");
+            holds(&warnings(&folder), &["planar zero points have one reading"]);
+        }
+    }
+}

@@ -13,6 +13,8 @@ mod architecture;
 mod config;
 mod decoder;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod keys;
 mod load;
 mod plan;

@@ -24,7 +24,8 @@ pub(super) fn specs(r: &ModuleReport) -> Vec<(&'static str, DType, Vec<usize>)> 
     if r.act_order {
         specs.push(("weight_g_idx", DType::I32, vec![k]));
     }
-    if !r.midpoint {
+    // as the config will say: one that calls a module asymmetric must have the tensor, whatever is in it
+    if !(r.sym && r.midpoint) {
         specs.push(("weight_zero_point", DType::I32, vec![packing.words(r.bits, n), r.groups]));
     }
     specs

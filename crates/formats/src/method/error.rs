@@ -1,4 +1,4 @@
-//! What vLLM 0.14.1 refuses, in its own words.
+//! What vLLM 0.14.1 refuses (and, where that is said, a later release), in its own words.
 
 /// Why vLLM would not load a checkpoint. The text is what its users see; what a text leaves open stands in the fields.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -131,6 +131,44 @@ pub enum MethodError {
     MixedShards {
         /// The fused module.
         prefix: String,
+    },
+    /// A width that the AWQ methods do not have.
+    #[error("Currently, only 4-bit weight quantization is supported for AWQ, but got {bits} bits.")]
+    AwqBits {
+        /// The width.
+        bits: String,
+    },
+    /// A value that AutoRound does not have.
+    #[error("Unsupported {key}: {found}, currently only support {supported}")]
+    Unsupported {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        found: String,
+        /// Those it has.
+        supported: String,
+    },
+    /// AutoRound has different numbers for the parts of a fused module.
+    #[error("Fused {what} '{prefix}' requires consistent quant config for {parts}")]
+    Inconsistent {
+        /// `module` or `MoE layer`.
+        what: &'static str,
+        /// The fused module.
+        prefix: String,
+        /// Its parts, as a list in brackets.
+        parts: String,
+    },
+    /// Act-order, since 0.33.
+    #[error(
+        "GPTQ group activation ordering (desc_act=True) is no longer supported. Use a checkpoint with static activation ordering or \
+         desc_act=False."
+    )]
+    ActOrder,
+    /// No kernel runs the layer.
+    #[error("Failed to find a kernel that can implement the WNA16 linear layer. Reasons: {reasons}")]
+    NoKernel {
+        /// One line for each kernel.
+        reasons: String,
     },
     /// `moe_wna16` was to read a checkpoint of another method.
     #[error("moe_wna16 only support gptq and awq.")]

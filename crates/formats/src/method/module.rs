@@ -46,7 +46,8 @@ pub struct ModuleConfig {
 /// With which numbers a module is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedScheme {
-    /// The method whose kernels run: `gptq`, `gptq_marlin` or, for experts, also `moe_wna16`.
+    /// The method whose kernels run: `gptq`, `gptq_marlin`, `awq`, `awq_marlin`, `cpu_awq`, `ipex` or, for experts, also
+    /// `moe_wna16`.
     pub method: &'static str,
     /// Width of a code.
     pub bits: i64,
@@ -70,6 +71,8 @@ pub enum Unquantized {
         /// The rule as written.
         rule: String,
     },
+    /// The config lists it as left dense.
+    NotConverted,
     /// It is the head, and `lm_head` is not true.
     Head,
     /// It is no kind of layer that the method quantizes.
@@ -256,7 +259,8 @@ impl ModuleConfig {
 /// Checks that the method has a width.
 fn check_width(marlin: bool, bits: &Value, sym: &Value) -> Result<i64, MethodError> {
     let number = int(bits);
-    let symmetric = truthy(Some(sym));
+    // 1 is True there, and any other number is not
+    let symmetric = int(sym) == Some(1);
     match number {
         Some(bits @ (4 | 8)) if marlin && symmetric => Ok(bits),
         Some(bits @ (2 | 3 | 4 | 8)) if !marlin => Ok(bits),

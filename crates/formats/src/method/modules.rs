@@ -34,6 +34,12 @@ impl FusedModules {
         Some(parts.iter().map(|part| prefix.replace(fused.as_str(), part)).collect())
     }
 
+    /// The parts of the first fused name that stands in `prefix` exactly once, wherever it stands.
+    pub(super) fn parts_once(&self, prefix: &str) -> Option<Vec<String>> {
+        let (fused, parts) = self.0.iter().find(|(fused, _)| prefix.matches(fused.as_str()).count() == 1)?;
+        Some(parts.iter().map(|part| prefix.replace(fused.as_str(), part)).collect())
+    }
+
     /// Whether `modules` makes module `prefix` quantized. An entry counts for every module whose name *contains* it: so
     /// `model.layers.1.mlp.gate` also counts for `model.layers.1.mlp.gate_proj`. An empty list counts for none.
     ///

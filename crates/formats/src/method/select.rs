@@ -147,6 +147,10 @@ pub fn select(
         if DEPRECATED.contains(&name) && !allow_deprecated {
             return Err(MethodError::Deprecated { method: name.into() });
         }
+        if DEPRECATED.contains(&name) {
+            let warning = format!("The quantization method {name} is deprecated and will be removed in future versions of vLLM.");
+            notes.push(Note::Warning(warning));
+        }
         if name == "gptq" && platform == Platform::Cpu {
             notes.push(Note::Silent("the method gptq has no operation on CPUs: loading ends at the first module".into()));
         }
@@ -207,7 +211,7 @@ fn choose(
 /// Bits, group size and type of a symmetric GPTQ config that gives all that a conversion needs.
 fn convertible(config: &Map<String, Value>) -> Option<(WeightType, i64)> {
     let [bits, group_size, sym, _] = ["bits", "group_size", "sym", "desc_act"].map(|key| given(config, key));
-    let weight = WeightType::of_gptq(int(bits?)?, sym?.as_bool()?)?;
+    let weight = WeightType::of_gptq(int(bits?)?, int(sym?)? == 1)?;
     given(config, "desc_act")?;
     Some((weight, int(group_size?)?))
 }

@@ -29,6 +29,14 @@ impl WeightType {
         }
     }
 
+    /// Width of a code.
+    pub fn bits(self) -> u32 {
+        match self {
+            WeightType::Uint4b8 | WeightType::Uint4 => 4,
+            WeightType::Uint8b128 | WeightType::Uint8 => 8,
+        }
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
