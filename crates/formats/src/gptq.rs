@@ -3,7 +3,7 @@
 
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dialect::{self, Clues, Decoded, Shown, Stored};
-use crate::module::{Layout, Module, SCALES, SIZES, check_size, two_dimensions, words, wrong_shape};
+use crate::module::{Layout, Module, SCALES, SIZES, check_size, fields, two_dimensions, words, wrong_shape};
 use crate::statistic::Sample;
 use crate::strips;
 use crate::{CheckpointFormat, FormatError, GroupSize, QuantConfig, Scheme};
@@ -116,17 +116,17 @@ fn check_codes(qweight: &Tensor<'_>, scheme: &Scheme, width: u32, k: usize, n: u
     Err(qweight.wrong(expected, format!("shape {shape:?}{hint}"), SIZES))
 }
 
-/// Runs of 32 rows that are looked at to read a module.
-const RUNS: usize = 32;
-/// The same when it is asked what it shows on behalf of the folder.
-const VOTER_RUNS: usize = 8;
+/// Runs of 32 rows that are looked at to tell the dialect of a module.
+const RUNS: usize = 8;
+/// The same where some stored zero points are all ones: those of just their groups tell what they mean.
+const RUNS_OF_WRAPPED: usize = 32;
 
 /// True zero points and the dialect they were stored in.
 pub(crate) fn zeros(module: &Module<'_>, tensor: &Tensor<'_>, width: u32) -> Result<Decoded, FormatError> {
     if module.scheme.format == CheckpointFormat::GptqP && module.config.forced_zeros.is_some() {
         module.warn("planar zero points have one reading: the one that the caller asks for does not apply");
     }
-    with_clues(module, tensor, width, RUNS, dialect::decode)
+    with_clues(module, tensor, width, dialect::decode)
 }
 
 /// What a module shows of its dialect by itself, without a word about what is odd.
@@ -134,7 +134,7 @@ pub(crate) fn shown(checkpoint: &Checkpoint, config: &QuantConfig, name: &str, s
     let (mut module, width) = locate(checkpoint, config, name, scheme, None)?;
     module.groups = module.grouping()?.0;
     match &module.zeros {
-        Some(tensor) => with_clues(&module, tensor, width, VOTER_RUNS, dialect::shown),
+        Some(tensor) => with_clues(&module, tensor, width, dialect::shown),
         None => Ok(Shown::default()),
     }
 }
@@ -143,7 +143,6 @@ fn with_clues<T>(
     module: &Module<'_>,
     tensor: &Tensor<'_>,
     width: u32,
-    runs: usize,
     find: impl Fn(&Stored<'_>, &Clues<'_>) -> Result<T, FormatError>,
 ) -> Result<T, FormatError> {
     let Scheme { bits, sym, format, .. } = module.scheme;
@@ -158,7 +157,8 @@ fn with_clues<T>(
     let QuantConfig { writer, forced_zeros, .. } = module.config;
     // widths that exist in the planar layout only have one reading, in a folder of any format
     let forced = forced_zeros.filter(|_| format != CheckpointFormat::GptqP);
-    let sample = || sample(module, width, runs);
+    let wrapped = fields(&words, n, bits, packing).contains(&(u8::MAX >> (8 - bits)));
+    let sample = || sample(module, width, if wrapped { RUNS_OF_WRAPPED } else { RUNS });
     let folder = || module.checkpoint.ballot(bits);
     let clues = Clues { sym, format, writer: writer.as_ref(), sample: &sample, folder: &folder, forced };
     find(&Stored { words: &words, n, bits, packing, width }, &clues)

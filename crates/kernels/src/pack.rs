@@ -20,7 +20,7 @@
 
 use crate::KernelError;
 use crate::aligned::AlignedBytes;
-use billfish_tensor::{ActivationScale, DType, DenseTensor, QuantMatrix, RowOrder, ScaleValues, Zeros};
+use billfish_tensor::{ActivationScale, Codes, DType, DenseTensor, QuantMatrix, RowOrder, ScaleValues, Zeros};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -179,9 +179,10 @@ impl PackedMatrix {
         let (k, n) = (self.in_features, self.out_features);
         let cols = p * PANEL..n.min((p + 1) * PANEL);
         let width = cols.len();
+        let words = self.words_in_order(m);
         // all rows of these columns as bytes: K * 64
-        let mut codes = vec![0u8; k * width];
-        for k0 in (0..k).step_by(32) {
+        let mut codes = vec![0u8; if words.is_some() { 0 } else { k * width }];
+        for k0 in (0..if words.is_some() { 0 } else { k }).step_by(32) {
             let rows = (k - k0).min(32);
             m.codes().unpack_rows(m.bits(), n, k0, cols.clone(), &mut codes[k0 * width..(k0 + rows) * width]);
         }
@@ -198,7 +199,39 @@ impl PackedMatrix {
                 head_done = block.head;
             }
             rows_left -= block.len;
-            self.fill_block(block, &codes, width, &mut panel[block.data..]);
+            match words {
+                Some(words) => self.turn_words(block, words, cols.clone(), &mut panel[block.data..]),
+                None => self.fill_block(block, &codes, width, &mut panel[block.data..]),
+            }
+        }
+    }
+
+    /// The words of the codes, if each holds the rows of one chunk: rows stand as they are, and every block begins and
+    /// ends with a word.
+    fn words_in_order<'m>(&self, m: &'m QuantMatrix) -> Option<&'m [u32]> {
+        let Codes::Words { words, .. } = m.codes() else { return None };
+        let rows = chunk_shape(self.panel_bits).0;
+        let whole = self.blocks.iter().all(|b| b.k.is_multiple_of(rows) && b.len.is_multiple_of(rows));
+        // where 32 is a multiple of the width, both packings put 32 / width codes of a column into a word, in order
+        (matches!(m.bits(), 2 | 4 | 8) && self.order.permutation.is_none() && whole).then_some(words)
+    }
+
+    /// Writes the chunks of a block from words that hold one chunk of a column each.
+    fn turn_words(&self, block: &BlockAt, words: &[u32], cols: std::ops::Range<usize>, data: &mut [u8]) {
+        match self.panel_bits {
+            2 => self.turn_words_with(block, words, cols, data, turn_2),
+            4 => self.turn_words_with(block, words, cols, data, turn_4),
+            _ => self.turn_words_with(block, words, cols, data, |w| w),
+        }
+    }
+
+    fn turn_words_with(&self, block: &BlockAt, words: &[u32], cols: std::ops::Range<usize>, data: &mut [u8], turn: impl Fn(u32) -> u32) {
+        let first = block.k / chunk_shape(self.panel_bits).0;
+        for (c, chunk) in data.as_chunks_mut::<{ 4 * PANEL }>().0.iter_mut().enumerate().take(block.chunks) {
+            let row = &words[(first + c) * self.out_features..][cols.clone()];
+            for (lane, word) in chunk.as_chunks_mut::<4>().0.iter_mut().zip(row) {
+                *lane = turn(*word).to_le_bytes();
+            }
         }
     }
 
@@ -302,6 +335,23 @@ impl PackedMatrix {
     pub(crate) fn panel(&self, p: usize) -> &[u8] {
         &self.data.as_slice()[p * self.panel_bytes..(p + 1) * self.panel_bytes]
     }
+}
+
+/// Eight codes of 4 bits in order of their rows, as a lane: byte j is row j and, above it, row 4 + j.
+fn turn_4(w: u32) -> u32 {
+    let low = (w & 0xf) | (w & 0xf0) << 4 | (w & 0xf00) << 8 | (w & 0xf000) << 12;
+    let high = (w >> 12 & 0xf0) | (w >> 8 & 0xf000) | (w >> 4 & 0x00f0_0000) | (w & 0xf000_0000);
+    low | high
+}
+
+/// Sixteen codes of 2 bits in order of their rows, as a lane: byte j is rows j, 4 + j, 8 + j and 12 + j. Byte i and field j
+/// change places: a square of four by four fields is turned over, first in halves, then in the halves of each.
+fn turn_2(w: u32) -> u32 {
+    let swap = |w: u32, mask: u32, by: u32| {
+        let t = (w ^ w >> by) & mask;
+        w ^ t ^ t << by
+    };
+    swap(swap(w, 0x0000_f0f0, 12), 0x00cc_00cc, 6)
 }
 
 /// Blocks of a panel and its bytes.
@@ -424,5 +474,27 @@ impl PackedDense {
     pub(crate) fn panel(&self, p: usize) -> &[u8] {
         let bytes = self.in_features * PANEL * self.dtype.size();
         &self.data.as_slice()[p * bytes..(p + 1) * bytes]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The two that turn words over against the definition of a line, for words in which every field differs.
+    #[test]
+    fn words_become_lanes() {
+        let mut w = 0x9e37_79b9u32;
+        for _ in 0..1000 {
+            w = w.wrapping_mul(0x85eb_ca6b).rotate_left(13).wrapping_add(1);
+            let row = |bits: u32, r: u32| w >> (bits * r) & ((1 << bits) - 1);
+            let lane = |bits: u32, of_byte: &dyn Fn(u32) -> Vec<u32>| {
+                (0..4).fold(0, |lane, j| {
+                    lane | of_byte(j).iter().enumerate().fold(0, |b, (i, &r)| b | row(bits, r) << (bits * i as u32)) << (8 * j)
+                })
+            };
+            assert_eq!(turn_4(w), lane(4, &|j| vec![j, 4 + j]));
+            assert_eq!(turn_2(w), lane(2, &|j| vec![j, 4 + j, 8 + j, 12 + j]));
+        }
     }
 }
