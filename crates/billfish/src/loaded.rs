@@ -21,6 +21,8 @@ pub struct OpenOptions {
     pub activations: Activations,
     /// Storage of keys and values; by default f16, and f32 with strict activations.
     pub kv_type: Option<KvType>,
+    /// Round a float output head to 8 bits while it is loaded.
+    pub quantize_head: bool,
 }
 
 /// How to continue a prompt.
@@ -62,6 +64,11 @@ impl OpenOptions {
         Backend::new(isa, self.thread_count())
     }
 
+    /// How the network is to be loaded.
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions { activations: self.activations, kv_type: self.kv_type, quantize_head: self.quantize_head }
+    }
+
     /// The threads that these options ask for.
     pub fn thread_count(&self) -> usize {
         self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
@@ -94,7 +101,7 @@ impl LoadedModel {
         let backend = Arc::new(options.backend()?);
         // the tokenizer first: it is small, and a folder without one fails before the weights are read
         let tokenizer = read_tokenizer(checkpoint)?;
-        let load = LoadOptions { activations: options.activations, kv_type: options.kv_type };
+        let load = options.load_options();
         let model = Model::load(checkpoint, backend, load, progress)?;
         let (tokens, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
         if tokens > rows {
@@ -112,13 +119,19 @@ impl LoadedModel {
         Ok(Self { model, tokenizer, name: checkpoint.name().into(), warnings, load_time: begin.elapsed(), sampling })
     }
 
-    /// How activations enter the matmuls, such as `int8 activations, one scale a token in 14 modules`.
+    /// How precisely is computed, such as `int8 activations, one scale a token in 14 modules`.
     pub fn precision(&self) -> String {
-        let name = self.model.activations().name();
+        let mut text = format!("{} activations", self.model.activations().name());
         match self.model.token_scaled_modules() {
-            0 => format!("{name} activations"),
-            modules => format!("{name} activations, one scale a token in {modules} modules as their config asks"),
+            0 => {}
+            modules => text += &format!(", one scale a token in {modules} modules as their config asks"),
         }
+        if let Some(r) = self.model.head_rounding() {
+            let (before, after) = (r.bytes_before as f64 / 1e6, r.bytes_after as f64 / 1e6);
+            let error = 100.0 * r.relative_error;
+            text += &format!(", head rounded to {} bits ({before:.1} MB became {after:.1}, {error:.2} % off)", r.bits);
+        }
+        text
     }
 
     /// Options as the model's `generation_config.json` says, 256 tokens at most.

@@ -393,3 +393,14 @@ fn inspect_names_the_entries_of_lists() {
     let group = json!({"key": "config_groups", "entry": "re:.*down_proj$", "dense": false});
     assert_eq!(entry(f.dir(), "model.layers.1.mlp.down_proj"), group);
 }
+
+#[test]
+fn a_head_is_rounded_where_it_is_asked_for_and_the_report_says_so() {
+    let say = |args: &[&str]| ok(&[&["run", "--prompt", "Once upon a time", "--max-tokens", "8", "--temperature", "0"], args].concat());
+    let (text, err) = say(&["--quantize-head", "int8"]);
+    assert!(err.contains("head rounded to 8 bits (") && err.contains("k4n16-w8") && !text.is_empty(), "{err}");
+    assert!(!say(&[]).1.contains("head rounded"));
+    let quantized = fixture("llama-w4-lmhead");
+    let e = error(&["run", quantized.to_str().unwrap(), "--prompt", "a", "--max-tokens", "1", "--quantize-head", "int8"]);
+    assert!(e.contains("lm_head") && e.contains("quantized to") && e.contains("leave the option out"), "{e}");
+}

@@ -55,7 +55,7 @@ fn folder(spec: &str) -> (tempfile::TempDir, Checkpoint) {
 
 fn load(checkpoint: &Checkpoint, activations: Activations) -> Model {
     let backend = Arc::new(Backend::new(Isa::choose(None).unwrap(), 2).unwrap());
-    Model::load(checkpoint, backend, LoadOptions { activations, kv_type: None }, &mut |_| ()).unwrap()
+    Model::load(checkpoint, backend, LoadOptions { activations, ..LoadOptions::default() }, &mut |_| ()).unwrap()
 }
 
 fn no_buffer_is_as_large_as_a_dequantized_weight() {

@@ -1,5 +1,6 @@
 //! The decoder: one forward pass for every architecture.
 
+use crate::head::HeadRounding;
 use crate::load::{LoadOptions, ModuleUse};
 use crate::rope::Angles;
 use crate::{DecoderConfig, ModelError};
@@ -81,6 +82,7 @@ pub struct Model {
     pub(crate) backend: Arc<Backend>,
     pub(crate) options: LoadOptions,
     pub(crate) modules: Vec<ModuleUse>,
+    pub(crate) head: Option<HeadRounding>,
 }
 
 /// What one sequence has seen: keys and values of every layer.
@@ -173,6 +175,11 @@ impl Model {
     /// What each linear module became.
     pub fn modules(&self) -> &[ModuleUse] {
         &self.modules
+    }
+
+    /// What rounding the head did, if it was asked for.
+    pub fn head_rounding(&self) -> Option<HeadRounding> {
+        self.head
     }
 
     /// Storage of keys and values.

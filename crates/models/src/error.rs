@@ -17,6 +17,14 @@ pub enum ModelError {
         /// Why.
         source: KernelError,
     },
+    /// The output head cannot be rounded to 8 bits.
+    #[error("module `{module}`: the head cannot be quantized: {reason}")]
+    Head {
+        /// The module.
+        module: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The architecture is not one of ours.
     #[error("{file}: key `model_type`: `{found}` is not supported; supported are {supported}")]
     Architecture {

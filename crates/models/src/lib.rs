@@ -15,6 +15,7 @@ mod decoder;
 mod error;
 #[doc(hidden)]
 pub mod fuzz;
+mod head;
 mod keys;
 mod load;
 mod plan;
@@ -24,6 +25,7 @@ pub use architecture::supported;
 pub use config::DecoderConfig;
 pub use decoder::{Cache, Logits, Model, Scratch};
 pub use error::ModelError;
+pub use head::HeadRounding;
 pub use load::{LoadOptions, ModuleUse, Progress};
 pub use plan::{Comparison, Linear};
 pub use rope::Rope;

@@ -1,11 +1,12 @@
 //! From a folder to a model: every expected tensor read and packed, every tensor that is there accounted for.
 
 use crate::decoder::{Attention, GateUp, Layer, Mlp, Model, NormPair, Vocabulary};
+use crate::head::{self, HeadRounding};
 use crate::plan::{self, EMBEDDING, FINAL_NORM, GateUpPlan, HEAD, Linear, Norm};
 use crate::{DecoderConfig, ModelError};
 use billfish_formats::{BiasRule, Checkpoint, LinearWeight};
 use billfish_kernels::{Activations, Backend, KvType, PackedDense, PackedMatrix, Weight};
-use billfish_tensor::ActivationScale;
+use billfish_tensor::{ActivationScale, DenseTensor};
 use std::sync::Arc;
 
 /// How a model is to be run.
@@ -15,6 +16,8 @@ pub struct LoadOptions {
     pub activations: Activations,
     /// Storage of keys and values; by default f16, and f32 with strict activations.
     pub kv_type: Option<KvType>,
+    /// Round a float output head to 8 bits. An approximation, never made unasked.
+    pub quantize_head: bool,
 }
 
 impl LoadOptions {
@@ -50,6 +53,8 @@ struct Loader<'a> {
     progress: &'a mut dyn FnMut(Progress),
     done: u64,
     modules: Vec<ModuleUse>,
+    quantize_head: bool,
+    head: Option<HeadRounding>,
 }
 
 impl Model {
@@ -64,7 +69,8 @@ impl Model {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Model, ModelError> {
         let config = DecoderConfig::from_json(&format!("{}/config.json", checkpoint.name()), checkpoint.config())?;
-        let mut loader = Loader { checkpoint, progress, done: 0, modules: vec![] };
+        let quantize_head = options.quantize_head;
+        let mut loader = Loader { checkpoint, progress, done: 0, modules: vec![], quantize_head, head: None };
         // the largest dense weights first: while one is packed it exists twice, which is cheapest while nothing else does
         let vocabulary = loader.vocabulary(&config)?;
         let layers = (0..config.layers).map(|i| loader.layer(&config, i)).collect::<Result<Vec<_>, _>>()?;
@@ -72,8 +78,8 @@ impl Model {
         for name in checkpoint.unread().iter().filter(|n| plan::is_computed(n)) {
             checkpoint.mark_read(name);
         }
-        let modules = loader.modules;
-        Ok(Model { config, vocabulary, layers, norm, backend, options, modules })
+        let Loader { modules, head, .. } = loader;
+        Ok(Model { config, vocabulary, layers, norm, backend, options, modules, head })
     }
 }
 
@@ -93,9 +99,25 @@ impl Loader<'_> {
             LinearWeight::Dense { weight, bias } => PackedDense::new(&weight, bias).map(|w| Weight::Dense(Arc::new(w))),
         };
         let weight = packed.map_err(|source| ModelError::Pack { module: l.name.clone(), source })?;
-        let activation_scale = if let Weight::Quantized(w) = &weight { w.activation_scale() } else { ActivationScale::Block };
-        self.modules.push(ModuleUse { module: l.name.clone(), kernel: weight.kernel(), bytes: weight.bytes(), activation_scale });
+        self.note(&l.name, &weight);
         self.account(&l.name);
+        Ok(weight)
+    }
+
+    /// Remembers what a module became.
+    fn note(&mut self, module: &str, weight: &Weight) {
+        let activation_scale = if let Weight::Quantized(w) = weight { w.activation_scale() } else { ActivationScale::Block };
+        self.modules.push(ModuleUse { module: module.into(), kernel: weight.kernel(), bytes: weight.bytes(), activation_scale });
+    }
+
+    /// A float head as 8-bit integers.
+    fn rounded(&mut self, module: &str, weight: &DenseTensor, bias: Option<Vec<f32>>) -> Result<Weight, ModelError> {
+        let wrong = |reason: String| ModelError::Head { module: module.into(), reason };
+        let (matrix, rounding) = head::round(weight, bias).map_err(|e| wrong(e.to_string()))?;
+        let packed = PackedMatrix::new(&matrix).map_err(|source| ModelError::Pack { module: module.into(), source })?;
+        let weight = Weight::Quantized(packed);
+        self.head = Some(HeadRounding { bytes_after: weight.bytes(), ..rounding });
+        self.note(module, &weight);
         Ok(weight)
     }
 
@@ -111,22 +133,33 @@ impl Loader<'_> {
 
     fn vocabulary(&mut self, c: &DecoderConfig) -> Result<Vocabulary, ModelError> {
         let own = Linear { name: HEAD.into(), in_features: c.hidden_size, out_features: c.vocab_size, bias: false };
-        let head = if plan::has_own_head(c, self.checkpoint) { Some(self.linear(&own)?) } else { None };
+        let head = match plan::has_own_head(c, self.checkpoint) {
+            true if self.quantize_head => match self.checkpoint.linear(HEAD, own.in_features, own.out_features, BiasRule::Absent)? {
+                LinearWeight::Dense { weight, bias } => Some(self.rounded(HEAD, &weight, bias)?),
+                LinearWeight::Quantized(m) => {
+                    let reason = format!("it is quantized to {} bits already; leave the option out", m.bits());
+                    return Err(ModelError::Head { module: HEAD.into(), reason });
+                }
+            },
+            true => Some(self.linear(&own)?),
+            false => None,
+        };
         let table = self.checkpoint.dense(&format!("{EMBEDDING}.weight"), &[c.vocab_size, c.hidden_size])?;
         let vocabulary = match head {
             Some(head) => Vocabulary::Separate { table, head },
             None => {
                 self.checkpoint.mark_read("lm_head.weight");
-                let packed = PackedDense::new(&table, None).map_err(|source| ModelError::Pack { module: EMBEDDING.into(), source })?;
-                let rows = Arc::new(packed);
-                let head = Weight::Dense(Arc::clone(&rows));
-                self.modules.push(ModuleUse {
-                    module: EMBEDDING.into(),
-                    kernel: head.kernel(),
-                    bytes: head.bytes(),
-                    activation_scale: ActivationScale::Block,
-                });
-                Vocabulary::Tied { rows, head }
+                if self.quantize_head {
+                    // tokens still become the rows as they are
+                    let head = self.rounded(EMBEDDING, &table, None)?;
+                    Vocabulary::Separate { table, head }
+                } else {
+                    let packed = PackedDense::new(&table, None).map_err(|source| ModelError::Pack { module: EMBEDDING.into(), source })?;
+                    let rows = Arc::new(packed);
+                    let head = Weight::Dense(Arc::clone(&rows));
+                    self.note(EMBEDDING, &head);
+                    Vocabulary::Tied { rows, head }
+                }
             }
         };
         self.account(EMBEDDING);

@@ -21,7 +21,7 @@ fn folders() -> Vec<String> {
 fn load(name: &str, activations: Activations, isa: Isa, threads: usize) -> Model {
     let checkpoint = Checkpoint::open(&fixtures().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let backend = Arc::new(Backend::new(isa, threads).unwrap());
-    let options = LoadOptions { activations, kv_type: None };
+    let options = LoadOptions { activations, ..LoadOptions::default() };
     let model = Model::load(&checkpoint, backend, options, &mut |_| ()).unwrap_or_else(|e| panic!("{name}: {e}"));
     assert_eq!(checkpoint.unread(), Vec::<String>::new(), "{name}: tensors that nobody read");
     model

@@ -13,7 +13,7 @@ fn fixture(name: &str) -> PathBuf {
 
 fn logits(dir: &Path) -> Result<Vec<f32>, ModelError> {
     let backend = Arc::new(Backend::new(Isa::choose(None).unwrap(), 1).unwrap());
-    let options = LoadOptions { activations: Activations::Strict, kv_type: None };
+    let options = LoadOptions { activations: Activations::Strict, ..LoadOptions::default() };
     let model = Model::load(&Checkpoint::open(dir)?, backend, options, &mut |_| ())?;
     let ids: Vec<u32> = (3..40).collect();
     let mut cache = model.new_cache(ids.len());

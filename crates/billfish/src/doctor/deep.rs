@@ -4,7 +4,7 @@ use super::findings::{Finding, Findings};
 use crate::{Error, OpenOptions};
 use billfish_engine::{Request, SamplingParams, Session};
 use billfish_formats::{Checkpoint, CheckpointFormat, ModuleReport, ZeroDialect, ZeroLabel};
-use billfish_models::{LoadOptions, Model};
+use billfish_models::Model;
 use billfish_quantize::surprises;
 use billfish_text::Tokenizer;
 use std::sync::Arc;
@@ -107,8 +107,7 @@ fn reopened(checkpoint: &Checkpoint, label: ZeroLabel) -> Result<Checkpoint, Err
 
 /// Loads and runs a folder.
 fn run(checkpoint: &Checkpoint, label: &str, tokenizer: Option<&Tokenizer>, options: &OpenOptions) -> Result<Outcome, Error> {
-    let load = LoadOptions { activations: options.activations, kv_type: options.kv_type };
-    let model = Model::load(checkpoint, Arc::new(options.backend()?), load, &mut |_| ())?;
+    let model = Model::load(checkpoint, Arc::new(options.backend()?), options.load_options(), &mut |_| ())?;
     let vocabulary = model.config().vocab_size;
     let context = model.config().max_position_embeddings.unwrap_or(MOST + CONTINUED);
     let tokenizer = tokenizer.filter(|t| t.vocab_size() <= vocabulary);

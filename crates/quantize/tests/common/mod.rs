@@ -60,7 +60,7 @@ impl Drop for Fresh {
 pub fn load(dir: &Path, activations: Activations) -> Model {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let backend = Arc::new(Backend::new(Isa::choose(None).unwrap(), 2).unwrap());
-    let model = Model::load(&checkpoint, backend, LoadOptions { activations, kv_type: None }, &mut |_| ()).unwrap();
+    let model = Model::load(&checkpoint, backend, LoadOptions { activations, ..LoadOptions::default() }, &mut |_| ()).unwrap();
     assert_eq!(checkpoint.unread(), Vec::<String>::new(), "tensors that nobody read");
     model
 }
