@@ -18,6 +18,9 @@ pub enum Error {
     /// A completion cannot be made.
     #[error(transparent)]
     Engine(#[from] billfish_engine::EngineError),
+    /// It cannot be measured.
+    #[error(transparent)]
+    Measure(#[from] billfish_quantize::QuantizeError),
     /// A file of the folder is missing or does not fit the others.
     #[error("{file}: expected {expected}, found {found}; {remedy}")]
     File {

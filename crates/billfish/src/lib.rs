@@ -13,14 +13,17 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod bench;
 mod builtin;
 mod doctor;
 mod engines;
 mod error;
 mod generation;
 mod loaded;
+pub mod machine;
+mod summary;
 
-pub use billfish_engine::{Completion, FinishReason, Request, SamplingParams, Session};
+pub use billfish_engine::{Completion, FinishReason, PREFILL_CHUNK, Request, SamplingParams, Session};
 pub use billfish_formats::Checkpoint;
 pub use billfish_kernels::{Activations, Isa, KvType};
 pub use billfish_models::Progress;
@@ -30,6 +33,8 @@ pub use doctor::{Examination, Finding, Severity, examine};
 pub use engines::{EngineVerdict, Outcome, engines};
 pub use error::Error;
 pub use loaded::{GenerateOptions, LoadedModel, OpenOptions, read_tokenizer, unused_warning};
+pub use machine::Machine;
+pub use summary::Summary;
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -134,6 +134,11 @@ impl Checkpoint {
         &self.store
     }
 
+    /// The safetensors files.
+    pub(crate) fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
     /// Where the bytes of a tensor are.
     pub(crate) fn place(&self, name: &str) -> Option<(&Source, &TensorInfo)> {
         self.tensors.get(name).map(|e| (&self.sources[e.shard], &e.info))

@@ -23,6 +23,7 @@ mod diff;
 mod dynamic;
 mod error;
 mod explain;
+mod fingerprint;
 #[doc(hidden)]
 pub mod fuzz;
 mod gptq;

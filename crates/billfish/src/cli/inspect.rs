@@ -2,7 +2,8 @@
 
 use super::options::{FolderArgs, isa_from_env};
 use anyhow::Result;
-use billfish::{Checkpoint, Isa, read_tokenizer};
+use billfish::machine::cpu_features;
+use billfish::{Checkpoint, Isa, Summary, read_tokenizer};
 use billfish_formats::{ModuleReport, RuleReport};
 use billfish_kernels::kernel_name;
 use billfish_models::{DecoderConfig, supported};
@@ -139,22 +140,17 @@ fn dense(c: &Checkpoint, name: &str) -> Result<Option<Module>> {
 
 fn report(c: &Checkpoint) -> Result<Report> {
     let mut modules = vec![];
-    let mut parameters = 0;
+    let parameters = Summary::of(c)?.parameters;
     let mut refused = BTreeSet::new();
     for name in &c.quantized_modules() {
         let described = c.describe(name)?;
         refused.extend(described.refusal.clone());
-        let m = quantized(&described);
-        parameters += (m.k * m.n) as u64;
-        modules.push(m);
+        modules.push(quantized(&described));
     }
     for tensor in c.tensor_names() {
         let Some((module, part)) = tensor.rsplit_once('.') else { continue };
         if c.is_part(tensor) {
             continue;
-        }
-        if let Some(info) = c.info(tensor) {
-            parameters += info.shape.iter().map(|&d| d as u64).product::<u64>();
         }
         if part == "weight" {
             modules.extend(dense(c, module)?);
@@ -218,6 +214,7 @@ fn to_json(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool) -> Value {
         "bytes": c.total_bytes(),
         "bits_per_weight": c.total_bytes() as f64 * 8.0 / r.parameters.max(1) as f64,
         "isa": isa.name(),
+        "cpu_features": cpu_features(),
         "modules": r.modules.iter().map(|m| m.json.clone()).collect::<Vec<_>>(),
         "warnings": r.warnings,
     });
@@ -284,6 +281,7 @@ fn print(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool, out: &mut impl Wri
         None => writeln!(out, "  quantization  none")?,
     }
     writeln!(out, "  runs on       {} ({})", isa.name(), Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ") + " available")?;
+    writeln!(out, "  processor     {}", cpu_features().join(" "))?;
     writeln!(out, "modules")?;
     let mut groups: Vec<(String, Vec<&Module>)> = vec![];
     for m in &r.modules {
