@@ -164,6 +164,7 @@ fn scheme(m: &QuantMatrix) -> String {
     let group = match m.groups() {
         Groups::Contiguous { size } if *size >= m.in_features() => "-1".to_string(),
         Groups::Contiguous { size } => size.to_string(),
+        Groups::Index { count: 1, .. } => "-1".to_string(),
         Groups::Index { count, .. } => m.in_features().div_ceil(*count).to_string(),
     };
     let asym = if matches!(m.zeros(), Zeros::PerGroup(_)) { ":asym" } else { "" };
