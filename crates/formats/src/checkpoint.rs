@@ -1,7 +1,8 @@
 //! A model folder: its configs, its tensors, and the account of what was read.
 
 use crate::module::Module;
-use crate::store::Store;
+use crate::source::Maker;
+use crate::store::{Content, Store};
 use crate::warning::{Warning, Warnings};
 use crate::{
     CheckpointFormat, FormatError, ModuleReport, QuantConfig, Source, TensorInfo, ZeroLabel, agreement, config_files, report, shards,
@@ -86,6 +87,19 @@ impl Checkpoint {
     }
 
     pub(crate) fn from_files(name: &str, files: Vec<(Cow<'static, str>, Cow<'static, [u8]>)>) -> Result<Self, FormatError> {
+        let files = files.into_iter().map(|(name, bytes)| (name, Content::Bytes(bytes))).collect();
+        Self::from_store(name.into(), Store::Memory { name: name.into(), files })
+    }
+
+    /// Opens small files in memory and one of the given length whose bytes are made when they are read, such as weights
+    /// that have never been written.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_maker(name: &str, files: Vec<(String, Vec<u8>)>, made: (String, u64, Maker)) -> Result<Self, FormatError> {
+        let (file, len, maker) = made;
+        let files = files.into_iter().map(|(name, bytes)| (Cow::Owned(name), Content::Bytes(Cow::Owned(bytes))));
+        let files = files.chain([(Cow::Owned(file), Content::Made(len, maker))]).collect();
         Self::from_store(name.into(), Store::Memory { name: name.into(), files })
     }
 

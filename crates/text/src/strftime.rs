@@ -116,7 +116,7 @@ fn days_of(year: i64, month: i64, day: i64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{civil, days_of, strftime};
+    use super::{civil, days_of, rfc3339, strftime};
 
     #[test]
     fn times_on_the_wire() {

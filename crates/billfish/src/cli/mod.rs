@@ -52,7 +52,7 @@ enum Command {
     #[command(subcommand)]
     Eval(eval::Command),
     /// Measure speed: of a model, of single kernels, of requests
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// Write a model folder again in another format
     Convert(convert::Args),
     /// Write a model folder with random weights, to try size and speed without a download

@@ -52,6 +52,11 @@ impl FolderArgs {
             Some(dir) => Checkpoint::open(dir)?,
             None => Checkpoint::from_memory(BUILTIN_NAME, builtin_files())?,
         };
+        self.apply(checkpoint)
+    }
+
+    /// The same folder, read as these options say.
+    pub fn apply(&self, checkpoint: Checkpoint) -> anyhow::Result<Checkpoint> {
         let label = match self.zeros {
             ZerosArg::Auto => None,
             ZerosArg::V1 => Some(ZeroLabel::V1),

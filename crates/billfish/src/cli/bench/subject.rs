@@ -1,13 +1,13 @@
 //! Which model is measured, and whether its output was looked at.
 
 use super::super::GateFailed;
-use super::super::options::{FolderArgs, byte_bar, follow, load};
+use super::super::options::{FolderArgs, load};
 use super::super::synth::tokenizer_files;
 use anyhow::Result;
 use billfish::bench::{Quality, quality};
 use billfish::machine::peak_memory;
 use billfish::{BUILTIN_NAME, Checkpoint, LoadedModel, OpenOptions, Summary};
-use billfish_quantize::{SynthSpec, synth};
+use billfish_quantize::{SynthSpec, synthetic};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -33,49 +33,23 @@ pub struct GatedArgs {
     no_quality_gate: bool,
 }
 
-/// A folder that is removed when it is not needed any more.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("billfish-synthetic-{}", std::process::id()));
-        std::fs::create_dir(&path)
-            .map_err(|e| anyhow::anyhow!("{}: {e}; a folder for the synthetic model cannot be made", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("warning: {}: {e}; remove the folder of the synthetic model yourself", self.0.display());
-        }
-    }
-}
-
-/// An open folder; a synthetic one lasts as long as this.
+/// An open folder.
 pub struct Opened {
     pub checkpoint: Checkpoint,
     /// What outputs call the model.
     pub name: String,
-    _temporary: Option<Temporary>,
 }
 
 impl SubjectArgs {
-    /// Opens the folder, which is made first if it is synthetic.
+    /// Opens the folder, or a synthetic model, whose weights are made when they are read.
     pub fn open(&self) -> Result<Opened> {
-        let Some(spec) = &self.synthetic else {
-            let checkpoint = self.folder.open(self.model.as_deref())?;
-            let name = self.model.as_deref().map_or(BUILTIN_NAME.to_string(), |m: &Path| m.display().to_string());
-            return Ok(Opened { checkpoint, name, _temporary: None });
-        };
-        let temporary = Temporary::new()?;
-        let bar = byte_bar("writing random weights", 0);
-        let written = synth(spec, &temporary.0, 1, false, 0, &tokenizer_files(), &mut follow(&bar));
-        bar.finish_and_clear();
-        written?;
-        let checkpoint = self.folder.open(Some(&temporary.0))?;
-        Ok(Opened { checkpoint, name: format!("synthetic {spec}"), _temporary: Some(temporary) })
+        if let Some(spec) = &self.synthetic {
+            let checkpoint = self.folder.apply(synthetic(spec, 0, &tokenizer_files())?)?;
+            return Ok(Opened { checkpoint, name: format!("synthetic {spec}") });
+        }
+        let checkpoint = self.folder.open(self.model.as_deref())?;
+        let name = self.model.as_deref().map_or(BUILTIN_NAME.to_string(), |m: &Path| m.display().to_string());
+        Ok(Opened { checkpoint, name })
     }
 }
 
