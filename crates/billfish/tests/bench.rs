@@ -108,6 +108,12 @@ fn lists_are_multiplied() {
     seen.dedup();
     assert_eq!((rows.len(), seen.len()), (16, 16));
     assert!(rows.iter().all(|r| r["machine"]["threads"] == r["n_threads"]));
+    // a row tells of its own settings, not of the last ones
+    let path = fixture("llama-ct-w8a8");
+    let both = ["-p", "2", "-n", "0", "-r", "1", "--activations", "int8,exact", "--no-quality-gate", "-o", "json"];
+    let rows = json(&bench(&[&[path.to_str().unwrap()], &both[..]].concat()));
+    assert_eq!((rows[0]["token_scaled_modules"].as_u64(), rows[1]["token_scaled_modules"].as_u64()), (Some(14), Some(0)));
+    assert_eq!((rows[0]["activations"].as_str(), rows[1]["activations"].as_str()), (Some("int8"), Some("exact")));
 }
 
 #[test]

@@ -113,6 +113,7 @@ struct Outcome {
     batch: usize,
     activations: Activations,
     kv: KvType,
+    token_scaled: usize,
     verdict: Verdict,
     time: String,
 }
@@ -153,6 +154,7 @@ pub fn run(args: &Args) -> Result<()> {
                             batch,
                             activations: options.activations,
                             kv: subject.loaded.model.kv_type(),
+                            token_scaled: subject.loaded.model.token_scaled_modules(),
                             verdict: verdict.clone(),
                             time,
                         });
@@ -254,7 +256,7 @@ fn row(c: &Context, r: &Outcome) -> Row {
         "bits_per_weight": s.summary.bytes as f64 * 8.0 / s.summary.parameters.max(1) as f64,
         "schemes": s.summary.schemes,
         "activations": r.activations.name(),
-        "token_scaled_modules": s.loaded.model.token_scaled_modules(),
+        "token_scaled_modules": r.token_scaled,
         "kernel": kernels,
         "isa": c.isa.name(),
         "gb_per_s": m.bytes_per_second() / 1e9,

@@ -5,7 +5,7 @@ use super::super::options::{FolderArgs, load};
 use super::super::synth::tokenizer_files;
 use anyhow::Result;
 use billfish::bench::{Quality, quality};
-use billfish::machine::peak_memory;
+use billfish::machine::{peak_memory, reset_peak_memory};
 use billfish::{BUILTIN_NAME, Checkpoint, LoadedModel, OpenOptions, Summary};
 use billfish_quantize::{SynthSpec, synthetic};
 use serde_json::{Value, json};
@@ -132,6 +132,8 @@ impl GatedArgs {
             Gate::Synthetic => None,
             _ => Some(opened.checkpoint.files_sha256(&|count, body| pool.run(count, body))?),
         };
+        // the hash's buffers are no part of running the model
+        reset_peak_memory();
         Ok(Subject { loaded, name: opened.name.clone(), summary, sha256, load_peak, gate })
     }
 }
