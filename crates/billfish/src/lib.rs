@@ -13,15 +13,18 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod bench;
 mod builtin;
 mod doctor;
 mod engines;
 mod error;
 mod generation;
 mod loaded;
+pub mod machine;
+mod summary;
 mod vllm;
 
-pub use billfish_engine::{Completion, FinishReason, Request, SamplingParams, Session};
+pub use billfish_engine::{Completion, FinishReason, PREFILL_CHUNK, Request, SamplingParams, Session};
 pub use billfish_formats::Checkpoint;
 pub use billfish_kernels::{Activations, Isa, KvType};
 pub use billfish_models::Progress;
@@ -31,6 +34,8 @@ pub use doctor::{Examination, Finding, Fixed, Severity, examine, examine_unopene
 pub use engines::{EngineVerdict, Outcome, engines};
 pub use error::Error;
 pub use loaded::{GenerateOptions, LoadedModel, OpenOptions, read_tokenizer, unused_warning};
+pub use machine::Machine;
+pub use summary::Summary;
 pub use vllm::{VllmModule, VllmReport, vllm};
 
 /// The README's example compiles.

@@ -20,4 +20,4 @@ mod session;
 
 pub use error::EngineError;
 pub use sampler::{Probability, Sampler, SamplingError, SamplingParams};
-pub use session::{Completion, FinishReason, Request, Session, Timings};
+pub use session::{Completion, FinishReason, PREFILL_CHUNK, Request, Session, Timings};

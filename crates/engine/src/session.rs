@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Tokens of a prompt that run at once: enough to reach the arithmetic peak, few enough to keep the buffers small.
-const PREFILL_CHUNK: usize = 256;
+pub const PREFILL_CHUNK: usize = 256;
 
 /// What to generate.
 #[derive(Clone, Debug)]

@@ -2,7 +2,8 @@
 
 use crate::dialect::{self, Ballot};
 use crate::module::Module;
-use crate::store::Store;
+use crate::source::Maker;
+use crate::store::{Content, Store};
 use crate::warning::{Warning, Warnings};
 use crate::{
     CheckpointFormat, FormatError, ModuleReport, QuantConfig, RawQuantization, Source, TensorInfo, ZeroLabel, agreement, config_files,
@@ -92,6 +93,19 @@ impl Checkpoint {
     }
 
     pub(crate) fn from_files(name: &str, files: Vec<(Cow<'static, str>, Cow<'static, [u8]>)>) -> Result<Self, FormatError> {
+        let files = files.into_iter().map(|(name, bytes)| (name, Content::Bytes(bytes))).collect();
+        Self::from_store(name.into(), Store::Memory { name: name.into(), files })
+    }
+
+    /// Opens small files in memory and one of the given length whose bytes are made when they are read, such as weights
+    /// that have never been written.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_maker(name: &str, files: Vec<(String, Vec<u8>)>, made: (String, u64, Maker)) -> Result<Self, FormatError> {
+        let (file, len, maker) = made;
+        let files = files.into_iter().map(|(name, bytes)| (Cow::Owned(name), Content::Bytes(Cow::Owned(bytes))));
+        let files = files.chain([(Cow::Owned(file), Content::Made(len, maker))]).collect();
         Self::from_store(name.into(), Store::Memory { name: name.into(), files })
     }
 
@@ -169,6 +183,11 @@ impl Checkpoint {
 
     pub(crate) fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The safetensors files.
+    pub(crate) fn sources(&self) -> &[Source] {
+        &self.sources
     }
 
     /// Where the bytes of a tensor are.

@@ -5,8 +5,13 @@
 
 use crate::FormatError;
 use std::borrow::Cow;
+use std::fmt;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
+
+/// Fills a buffer with the bytes of a file that exists nowhere, from an offset on; the same bytes whenever it is asked.
+pub type Maker = Arc<dyn Fn(u64, &mut [u8]) + Send + Sync>;
 
 /// A readable range of bytes with the name that messages use.
 #[derive(Debug)]
@@ -16,10 +21,20 @@ pub struct Source {
     bytes: Bytes,
 }
 
-#[derive(Debug)]
 enum Bytes {
     File(PositionalFile),
     Memory(Cow<'static, [u8]>),
+    Made(Maker),
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Bytes::File(_) => "a file",
+            Bytes::Memory(_) => "bytes in memory",
+            Bytes::Made(_) => "bytes that are made when they are read",
+        })
+    }
 }
 
 impl Source {
@@ -46,6 +61,11 @@ impl Source {
     pub fn from_bytes(name: impl Into<String>, bytes: impl Into<Cow<'static, [u8]>>) -> Self {
         let bytes = bytes.into();
         Self { name: name.into(), len: bytes.len() as u64, bytes: Bytes::Memory(bytes) }
+    }
+
+    /// A file of `len` bytes that are made when they are read.
+    pub fn made(name: impl Into<String>, len: u64, maker: Maker) -> Self {
+        Self { name: name.into(), len, bytes: Bytes::Made(maker) }
     }
 
     /// The name for messages.
@@ -77,6 +97,13 @@ impl Source {
                 out.copy_from_slice(bytes.get(start..end).ok_or_else(eof)?);
                 Ok(())
             }
+            Bytes::Made(maker) => {
+                if offset.checked_add(out.len() as u64).is_none_or(|end| end > self.len) {
+                    return Err(eof());
+                }
+                maker(offset, out);
+                Ok(())
+            }
         }
     }
 
@@ -97,7 +124,6 @@ impl Source {
 }
 
 #[cfg(unix)]
-#[derive(Debug)]
 struct PositionalFile(File);
 
 #[cfg(unix)]
@@ -113,7 +139,6 @@ impl PositionalFile {
 
 /// Without positional reads the file's one cursor must be owned while it moves and reads.
 #[cfg(not(unix))]
-#[derive(Debug)]
 struct PositionalFile(std::sync::Mutex<File>);
 
 #[cfg(not(unix))]
@@ -143,6 +168,15 @@ mod tests {
         for offset in [2, 3, u64::MAX] {
             assert!(matches!(s.read_at(offset, &mut two), Err(FormatError::Io { .. })));
         }
+    }
+
+    #[test]
+    fn made_bytes_stay_inside() {
+        let s = Source::made("m", 5, Arc::new(|at, out: &mut [u8]| out.iter_mut().zip(at..).for_each(|(o, i)| *o = i as u8)));
+        let mut two = [0; 2];
+        s.read_at(3, &mut two).unwrap();
+        assert_eq!(two, [3, 4]);
+        assert!(s.read_at(4, &mut two).is_err() && s.read_at(u64::MAX, &mut two).is_err());
     }
 
     #[test]

@@ -1,14 +1,32 @@
 //! Where the files of a checkpoint are: a folder on disk, or files in memory (the model inside the binary).
 
+use crate::source::Maker;
 use crate::{FormatError, Source};
 use std::borrow::Cow;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// A flat set of named files.
 #[derive(Debug)]
 pub(crate) enum Store {
     Folder(PathBuf),
-    Memory { name: String, files: Vec<(Cow<'static, str>, Cow<'static, [u8]>)> },
+    Memory { name: String, files: Vec<(Cow<'static, str>, Content)> },
+}
+
+/// What a file in memory holds.
+#[derive(Clone)]
+pub(crate) enum Content {
+    Bytes(Cow<'static, [u8]>),
+    Made(u64, Maker),
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Content::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
+            Content::Made(len, _) => write!(f, "{len} bytes that are made when they are read"),
+        }
+    }
 }
 
 impl Store {
@@ -60,7 +78,11 @@ impl Store {
                 other => other.map(Some),
             },
             Store::Memory { files, .. } => {
-                Ok(files.iter().find(|(n, _)| n == name).map(|(_, bytes)| Source::from_bytes(self.label(name), bytes.clone())))
+                let content = files.iter().find(|(n, _)| n == name).map(|(_, content)| content.clone());
+                Ok(content.map(|content| match content {
+                    Content::Bytes(bytes) => Source::from_bytes(self.label(name), bytes),
+                    Content::Made(len, maker) => Source::made(self.label(name), len, maker),
+                }))
             }
         }
     }

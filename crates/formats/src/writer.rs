@@ -33,8 +33,7 @@ impl SafetensorsWriter {
         let file = OpenOptions::new().write(true).create_new(true).open(&partial);
         let file = file.map_err(|e| FormatError::io(&partial.display().to_string(), e))?;
         let mut writer = Self { target: path.into(), partial, out: Some(BufWriter::new(file)), tensors: sizes, current: 0, written: 0 };
-        writer.put(&(header.len() as u64).to_le_bytes())?;
-        writer.put(header.as_bytes())?;
+        writer.put(&framed(&header))?;
         Ok(writer)
     }
 
@@ -106,6 +105,19 @@ impl Drop for SafetensorsWriter {
             drop(std::fs::remove_file(&self.partial));
         }
     }
+}
+
+/// The bytes before the data of a safetensors file that holds `tensors` in this order; `file` is for messages.
+///
+/// # Errors
+/// [`FormatError::Tensor`] for a duplicate name or a shape that overflows.
+pub fn safetensors_header(file: &str, tensors: &[TensorSpec]) -> Result<Vec<u8>, FormatError> {
+    Ok(framed(&header(file, tensors)?.0))
+}
+
+/// A header behind its length.
+fn framed(header: &str) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()
 }
 
 /// The header text, padded so that the data begins at a multiple of 8, and the size of each tensor.

@@ -30,8 +30,8 @@ impl Activations {
         }
     }
 
-    /// Planes of signed bytes.
-    pub(crate) fn planes(self) -> usize {
+    /// Planes of signed bytes: how many dot products of bytes one product of an activation and a code takes.
+    pub fn planes(self) -> usize {
         match self {
             Activations::Int8 => 1,
             Activations::Exact => 2,

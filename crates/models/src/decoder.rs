@@ -161,6 +161,13 @@ impl Model {
         &self.backend
     }
 
+    /// Runs on another backend and with other options from now on; the weights stay as they are, because their layout
+    /// depends on neither. Caches made before keep the storage they were made with.
+    pub fn reconfigure(&mut self, backend: Arc<Backend>, options: LoadOptions) {
+        self.backend = backend;
+        self.options = options;
+    }
+
     /// Precision of activations.
     pub fn activations(&self) -> Activations {
         self.options.activations
@@ -185,6 +192,13 @@ impl Model {
     /// Storage of keys and values.
     pub fn kv_type(&self) -> billfish_kernels::KvType {
         self.options.kv()
+    }
+
+    /// Bytes of keys and values that a pass reads when its last token stands at position `length - 1`: each layer's once,
+    /// those outside its window left out.
+    pub fn kv_bytes_read(&self, length: usize) -> usize {
+        let layer = self.kv_bytes_per_token() / self.config.layers.max(1);
+        self.config.windows.iter().map(|w| layer * length.min(w.unwrap_or(usize::MAX))).sum()
     }
 
     /// Keys and values of one token, in bytes.

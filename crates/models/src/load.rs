@@ -44,8 +44,35 @@ pub struct ModuleUse {
     pub kernel: &'static str,
     /// Bytes in memory.
     pub bytes: usize,
+    /// K.
+    pub in_features: usize,
+    /// N.
+    pub out_features: usize,
+    /// Width of a code as the folder has it, none if the module is dense.
+    pub bits: Option<u32>,
+    /// Whether it is the output head, which runs for those tokens only whose logits are asked for.
+    pub head: bool,
     /// The scale that 8-bit activations have.
     pub activation_scale: ActivationScale,
+}
+
+impl ModuleUse {
+    fn of(module: &str, weight: &Weight, head: bool) -> Self {
+        let (bits, activation_scale) = match weight {
+            Weight::Quantized(w) => (Some(w.bits()), w.activation_scale()),
+            Weight::Dense(_) => (None, ActivationScale::Block),
+        };
+        ModuleUse {
+            module: module.into(),
+            kernel: weight.kernel(),
+            bytes: weight.bytes(),
+            in_features: weight.in_features(),
+            out_features: weight.out_features(),
+            bits,
+            head,
+            activation_scale,
+        }
+    }
 }
 
 struct Loader<'a> {
@@ -99,15 +126,9 @@ impl Loader<'_> {
             LinearWeight::Dense { weight, bias } => PackedDense::new(&weight, bias).map(|w| Weight::Dense(Arc::new(w))),
         };
         let weight = packed.map_err(|source| ModelError::Pack { module: l.name.clone(), source })?;
-        self.note(&l.name, &weight);
+        self.modules.push(ModuleUse::of(&l.name, &weight, l.name == HEAD));
         self.account(&l.name);
         Ok(weight)
-    }
-
-    /// Remembers what a module became.
-    fn note(&mut self, module: &str, weight: &Weight) {
-        let activation_scale = if let Weight::Quantized(w) = weight { w.activation_scale() } else { ActivationScale::Block };
-        self.modules.push(ModuleUse { module: module.into(), kernel: weight.kernel(), bytes: weight.bytes(), activation_scale });
     }
 
     /// A float head as 8-bit integers.
@@ -117,7 +138,7 @@ impl Loader<'_> {
         let packed = PackedMatrix::new(&matrix).map_err(|source| ModelError::Pack { module: module.into(), source })?;
         let weight = Weight::Quantized(packed);
         self.head = Some(HeadRounding { bytes_after: weight.bytes(), ..rounding });
-        self.note(module, &weight);
+        self.modules.push(ModuleUse::of(module, &weight, true));
         Ok(weight)
     }
 
@@ -157,7 +178,7 @@ impl Loader<'_> {
                     let packed = PackedDense::new(&table, None).map_err(|source| ModelError::Pack { module: EMBEDDING.into(), source })?;
                     let rows = Arc::new(packed);
                     let head = Weight::Dense(Arc::clone(&rows));
-                    self.note(EMBEDDING, &head);
+                    self.modules.push(ModuleUse::of(EMBEDDING, &head, true));
                     Vocabulary::Tied { rows, head }
                 }
             }

@@ -5,25 +5,22 @@
 //! layer and logits are of the order of 1.
 
 mod configs;
+mod content;
+mod made;
 mod plan;
 mod random;
 mod shape;
 mod spec;
 
+pub use made::synthetic;
 pub use spec::SynthSpec;
 
 use crate::QuantizeError;
 use billfish_formats::SafetensorsWriter;
-use billfish_tensor::DType;
-use half::{bf16, f16};
-use plan::{Content, Planned};
-use random::SplitMix64;
+use content::{CHUNK, Contents};
+use plan::Planned;
 use serde_json::{Map, Value, json};
-use spec::Quantization;
 use std::path::Path;
-
-/// Bytes that are generated before they are written.
-const CHUNK: usize = 1 << 20;
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +66,8 @@ pub fn synth(
     prepare(out)?;
 
     let total: u64 = tensors.iter().map(Planned::bytes).sum();
-    let mut synthesizer = Synthesizer { quantization, seed, buffer: Vec::with_capacity(CHUNK), done: 0, total, progress };
+    let contents = Contents { quantization, seed };
+    let mut synthesizer = Synthesizer { contents, buffer: Vec::with_capacity(CHUNK), done: 0, total, progress };
     let mut files = vec![];
     let mut map = Map::new();
     for (i, shard) in split(&tensors, shards, total).into_iter().enumerate() {
@@ -161,10 +159,9 @@ fn write_file(out: &Path, name: &str, bytes: &[u8]) -> Result<(), QuantizeError>
     std::fs::write(&path, bytes).map_err(|e| QuantizeError::io(&path, e))
 }
 
-/// Generates contents, a buffer at a time.
+/// Writes contents, a buffer at a time.
 struct Synthesizer<'a> {
-    quantization: Option<Quantization>,
-    seed: u64,
+    contents: Contents,
     buffer: Vec<u8>,
     done: u64,
     total: u64,
@@ -173,95 +170,21 @@ struct Synthesizer<'a> {
 
 impl Synthesizer<'_> {
     fn write(&mut self, tensor: &Planned, writer: &mut SafetensorsWriter) -> Result<(), QuantizeError> {
-        let mut random = SplitMix64::named(self.seed, &tensor.name);
-        match &tensor.content {
-            Content::Words => self.filled(tensor, writer, |out| random.fill(out)),
-            Content::Floats { low, high } => {
-                let table = table(tensor.dtype, *low, *high);
-                self.filled(tensor, writer, |out| random.fill_from(&table, out))
-            }
-            Content::Fields { n, low, high } => self.fields(tensor, writer, *n, *low, *high),
-            Content::Groups { k, size, order } => {
-                let mut groups: Vec<u32> = (0..*k).map(|row| (row / size) as u32).collect();
-                if let Some(input) = order {
-                    shuffle(&mut groups, &mut SplitMix64::named(self.seed, input));
-                }
-                for part in groups.chunks(CHUNK / 4) {
-                    self.buffer.clear();
-                    self.buffer.extend(part.iter().flat_map(|g| g.to_le_bytes()));
-                    self.flush(tensor, writer)?;
-                }
-                Ok(())
-            }
+        let mut put = |piece: &[u8]| {
+            writer.write(&tensor.name, piece)?;
+            self.done += piece.len() as u64;
+            (self.progress)(self.done, self.total);
+            Ok(())
+        };
+        if !tensor.is_addressable() {
+            return self.contents.sequence(tensor, &mut put);
         }
-    }
-
-    /// A tensor of bytes that do not depend on their place.
-    fn filled(&mut self, tensor: &Planned, writer: &mut SafetensorsWriter, mut fill: impl FnMut(&mut [u8])) -> Result<(), QuantizeError> {
-        let mut left = tensor.bytes();
-        while left > 0 {
-            let size = left.min(CHUNK as u64);
-            self.buffer.resize(size as usize, 0);
-            fill(&mut self.buffer);
-            self.flush(tensor, writer)?;
-            left -= size;
+        for from in (0..tensor.bytes()).step_by(CHUNK) {
+            self.buffer.resize((tensor.bytes() - from).min(CHUNK as u64) as usize, 0);
+            self.contents.fill(tensor, from, &mut self.buffer);
+            put(&self.buffer)?;
         }
         Ok(())
-    }
-
-    /// Rows of `n` packed fields, evenly spread over `low..=high`.
-    fn fields(&mut self, tensor: &Planned, writer: &mut SafetensorsWriter, n: usize, low: u8, high: u8) -> Result<(), QuantizeError> {
-        let Some(q) = self.quantization else { return Ok(()) };
-        let mut random = SplitMix64::named(self.seed, &tensor.name);
-        let span = u16::from(high - low) + 1;
-        let mut run = [low; 32];
-        let mut words = [0u32; 8];
-        self.buffer.clear();
-        for _ in 0..tensor.shape[0] {
-            for start in (0..n).step_by(32) {
-                let run = &mut run[..(n - start).min(32)];
-                if low < high {
-                    random.fill(run);
-                    run.iter_mut().for_each(|f| *f = low + ((u16::from(*f) * span) >> 8) as u8);
-                }
-                let mut count = 0;
-                q.packing().pack_run(q.bits, run, |j, word| {
-                    words[j] = word;
-                    count = j + 1;
-                });
-                self.buffer.extend(words[..count].iter().flat_map(|w| w.to_le_bytes()));
-                if self.buffer.len() + 32 > CHUNK {
-                    self.flush(tensor, writer)?;
-                    self.buffer.clear();
-                }
-            }
-        }
-        self.flush(tensor, writer)
-    }
-
-    fn flush(&mut self, tensor: &Planned, writer: &mut SafetensorsWriter) -> Result<(), QuantizeError> {
-        writer.write(&tensor.name, &self.buffer)?;
-        self.done += self.buffer.len() as u64;
-        (self.progress)(self.done, self.total);
-        Ok(())
-    }
-}
-
-/// 256 floats spread evenly from `low` to `high`, in the type of a tensor.
-fn table(dtype: DType, low: f32, high: f32) -> [[u8; 2]; 256] {
-    std::array::from_fn(|i| {
-        let value = low + (high - low) * (i as f32 + 0.5) / 256.0;
-        match dtype {
-            DType::F16 => f16::from_f32(value).to_le_bytes(),
-            _ => bf16::from_f32(value).to_le_bytes(),
-        }
-    })
-}
-
-/// Fisher and Yates.
-fn shuffle(values: &mut [u32], random: &mut SplitMix64) {
-    for i in (1..values.len()).rev() {
-        values.swap(i, random.below(i as u64 + 1) as usize);
     }
 }
 

@@ -33,4 +33,5 @@ pub use detokenize::Detokenizer;
 pub use error::TextError;
 pub use files::TokenizerFiles;
 pub use stop::{StopMatcher, StopStep};
+pub use strftime::rfc3339;
 pub use tokenizer::Tokenizer;

@@ -7,6 +7,13 @@ const MONTHS: [&str; 12] =
 const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 const SECONDS_PER_DAY: i64 = 86_400;
 
+/// A time as RFC 3339 writes it, in UTC: `2026-11-21T17:31:26Z`.
+pub fn rfc3339(unix_seconds: i64) -> String {
+    let (days, second) = (unix_seconds.div_euclid(SECONDS_PER_DAY), unix_seconds.rem_euclid(SECONDS_PER_DAY));
+    let (year, month, day) = civil(days);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
 /// Formats a time with the directives of C's `strftime` that chat templates use; any other is an error.
 pub(crate) fn strftime(format: &str, unix_seconds: i64) -> Result<String, Error> {
     let days = unix_seconds.div_euclid(SECONDS_PER_DAY);
@@ -109,7 +116,14 @@ fn days_of(year: i64, month: i64, day: i64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{civil, days_of, strftime};
+    use super::{civil, days_of, rfc3339, strftime};
+
+    #[test]
+    fn times_on_the_wire() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        // from `date -u -d @951827696`: a leap day
+        assert_eq!(rfc3339(951_827_696), "2000-02-29T12:34:56Z");
+    }
 
     #[test]
     fn dates_of_several_centuries() {

@@ -1,11 +1,12 @@
 //! `billfish eval`: measure a model.
 
 use super::options::{ModelArgs, follow, token_bar};
+use super::stats::kernels;
 use anyhow::Result;
 use billfish_quantize::{Protocol, eval_logits, perplexity};
 use serde_json::json;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -61,16 +62,21 @@ fn logits(args: &Logits) -> Result<()> {
     let written = eval_logits(&loaded.model, &args.input_ids, &args.output, args.chunk as usize, &mut follow(&bar));
     bar.finish_and_clear();
     let written = written?;
-    let mode = loaded.precision();
-    eprintln!("{}: logits [{}, {}] with {mode}", args.output.display(), written.tokens, written.vocab_size);
+    let (mode, kernels) = (loaded.precision(), kernels(&loaded));
+    eprintln!("{}: logits [{}, {}] with {mode}, {kernels}", args.output.display(), written.tokens, written.vocab_size);
     Ok(())
 }
 
+/// Reads a text.
+pub fn read_text(path: &Path) -> Result<String> {
+    let file = path.display();
+    let text = std::fs::read(path).map_err(|e| anyhow::anyhow!("{file}: {e}; name a text file that can be read"))?;
+    String::from_utf8(text).map_err(|e| anyhow::anyhow!("{file}: expected UTF-8 text, found {e}; convert the file to UTF-8"))
+}
+
 fn ppl(args: &Ppl) -> Result<()> {
-    let file = args.text.display();
     // the text before the model: it is quicker to fail
-    let text = std::fs::read(&args.text).map_err(|e| anyhow::anyhow!("{file}: {e}; name a text file that can be read"))?;
-    let text = String::from_utf8(text).map_err(|e| anyhow::anyhow!("{file}: expected UTF-8 text, found {e}; convert the file to UTF-8"))?;
+    let text = read_text(&args.text)?;
     let loaded = args.model.load()?;
     let tokenizer = &loaded.tokenizer;
     let mut ids = tokenizer.encode(&text, args.protocol.adds_special())?;
@@ -92,11 +98,13 @@ fn ppl(args: &Ppl) -> Result<()> {
             "activations": loaded.model.activations().name(),
             "token_scaled_modules": loaded.model.token_scaled_modules(),
             "kv_cache_dtype": loaded.model.kv_type().name(),
+            "kernel": kernels(&loaded),
         });
         writeln!(out, "{object}")?;
     } else {
         let mode = loaded.precision();
         writeln!(out, "{}: perplexity {:.5} ± {:.5} ({}, {} predictions, {mode})", loaded.name, r.ppl, r.ppl_se, r.protocol, r.tokens)?;
+        eprintln!("{}", kernels(&loaded));
     }
     Ok(())
 }

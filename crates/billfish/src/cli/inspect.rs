@@ -2,7 +2,8 @@
 
 use super::options::{FolderArgs, isa_from_env};
 use anyhow::Result;
-use billfish::{Checkpoint, Isa, VllmModule, VllmReport, read_tokenizer, vllm};
+use billfish::machine::cpu_features;
+use billfish::{Checkpoint, Isa, Summary, VllmModule, VllmReport, read_tokenizer, vllm};
 use billfish_formats::{ModuleReport, RuleReport};
 use billfish_kernels::kernel_name;
 use billfish_models::{DecoderConfig, supported};
@@ -153,14 +154,12 @@ fn dense(c: &Checkpoint, name: &str) -> Result<Option<Module>> {
 
 fn report(c: &Checkpoint) -> Result<Report> {
     let mut modules = vec![];
-    let mut parameters = 0;
+    let parameters = Summary::of(c)?.parameters;
     let (mut refused, mut reports) = (BTreeSet::new(), vec![]);
     for name in &c.quantized_modules() {
         let described = c.describe(name)?;
         refused.extend(described.refusal.clone());
-        let m = quantized(&described);
-        parameters += (m.k * m.n) as u64;
-        modules.push(m);
+        modules.push(quantized(&described));
         reports.push(described);
     }
     let vllm = vllm(c, &reports);
@@ -168,9 +167,6 @@ fn report(c: &Checkpoint) -> Result<Report> {
         let Some((module, part)) = tensor.rsplit_once('.') else { continue };
         if c.is_part(tensor) {
             continue;
-        }
-        if let Some(info) = c.info(tensor) {
-            parameters += info.shape.iter().map(|&d| d as u64).product::<u64>();
         }
         if part == "weight" {
             modules.extend(dense(c, module)?);
@@ -234,6 +230,7 @@ fn to_json(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool) -> Value {
         "bytes": c.total_bytes(),
         "bits_per_weight": c.total_bytes() as f64 * 8.0 / r.parameters.max(1) as f64,
         "isa": isa.name(),
+        "cpu_features": cpu_features(),
         "modules": r.modules.iter().map(|m| m.json.clone()).collect::<Vec<_>>(),
         "vllm": r.vllm.as_ref().map(vllm_json),
         "warnings": r.warnings,
@@ -312,6 +309,7 @@ fn print(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool, out: &mut impl Wri
     if let Some(vllm) = &r.vllm {
         writeln!(out, "  vLLM 0.14.1   {}", vllm.line())?;
     }
+    writeln!(out, "  processor     {}", cpu_features().join(" "))?;
     writeln!(out, "modules")?;
     let mut groups: Vec<(String, Vec<&Module>)> = vec![];
     for m in &r.modules {

@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod bench;
 mod chat;
 mod convert;
 mod diff;
@@ -12,16 +13,23 @@ mod run;
 mod stats;
 mod synth;
 mod verify;
+mod version;
 
 use clap::{Parser, Subcommand};
 
 /// Runs GPTQ-family language models from their packed weights.
 #[derive(Parser)]
-#[command(name = "billfish", version, max_term_width = 110, arg_required_else_help = true)]
+#[command(name = "billfish", disable_version_flag = true, max_term_width = 110, arg_required_else_help = true)]
 #[command(after_help = "Environment: BILLFISH_ISA=scalar|avx2|avx512 forces an instruction set.")]
 struct Cli {
+    /// Print the version
+    #[arg(long, short = 'V')]
+    version: bool,
+    /// With --version: print the processor, its features, the instruction set and the kernels too
+    #[arg(long, short, requires = "version")]
+    verbose: bool,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -43,6 +51,8 @@ enum Command {
     /// Measure a model: logits or perplexity
     #[command(subcommand)]
     Eval(eval::Command),
+    /// Measure speed: of a model, of single kernels, of requests
+    Bench(Box<bench::Args>),
     /// Write a model folder again in another format
     Convert(convert::Args),
     /// Write a model folder with random weights, to try size and speed without a download
@@ -68,7 +78,14 @@ pub fn run() -> anyhow::Result<()> {
         }
         Err(e) => return Ok(e.print()?),
     };
-    match cli.command {
+    let command = match cli.command {
+        Some(_) if cli.version => anyhow::bail!("expected --version without a command"),
+        Some(command) => command,
+        None if cli.version => return version::run(cli.verbose),
+        None => anyhow::bail!("expected a command; `billfish --help` lists them"),
+    };
+    match command {
+        Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Inspect(args) => inspect::run(&args),

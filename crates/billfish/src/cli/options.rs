@@ -11,11 +11,22 @@ use std::path::{Path, PathBuf};
 /// Folders larger than this show a progress bar while they load.
 const LARGE: u64 = 300 << 20;
 
+/// Precision of activations.
 #[derive(Clone, Copy, ValueEnum)]
-enum ActivationsArg {
+pub enum ActivationsArg {
     Exact,
     Strict,
     Int8,
+}
+
+impl From<ActivationsArg> for Activations {
+    fn from(a: ActivationsArg) -> Self {
+        match a {
+            ActivationsArg::Exact => Activations::Exact,
+            ActivationsArg::Strict => Activations::Strict,
+            ActivationsArg::Int8 => Activations::Int8,
+        }
+    }
 }
 
 /// How GPTQ zero points are read.
@@ -41,6 +52,11 @@ impl FolderArgs {
             Some(dir) => Checkpoint::open(dir)?,
             None => Checkpoint::from_memory(BUILTIN_NAME, builtin_files())?,
         };
+        self.apply(checkpoint)
+    }
+
+    /// The same folder, read as these options say.
+    pub fn apply(&self, checkpoint: Checkpoint) -> anyhow::Result<Checkpoint> {
         Ok(checkpoint.with_zeros(self.zeros())?)
     }
 
@@ -54,15 +70,26 @@ impl FolderArgs {
     }
 }
 
+/// Storage of keys and values.
 #[derive(Clone, Copy, ValueEnum)]
-enum KvArg {
+pub enum KvArg {
     F16,
     Bf16,
     F32,
 }
 
+impl From<KvArg> for KvType {
+    fn from(k: KvArg) -> Self {
+        match k {
+            KvArg::F16 => KvType::F16,
+            KvArg::Bf16 => KvType::BF16,
+            KvArg::F32 => KvType::F32,
+        }
+    }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
-enum HeadArg {
+pub enum HeadArg {
     Int8,
 }
 
@@ -73,6 +100,13 @@ pub struct ModelArgs {
     model: Option<PathBuf>,
     #[command(flatten)]
     folder: FolderArgs,
+    #[command(flatten)]
+    running: RunningArgs,
+}
+
+/// How to run a model.
+#[derive(clap::Args)]
+pub struct RunningArgs {
     /// Threads to work with [default: as many as the machine offers]
     #[arg(long, short = 't', value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -137,43 +171,42 @@ impl ModelArgs {
         self.folder.open(self.model.as_deref())
     }
 
-    fn open_options(&self) -> anyhow::Result<OpenOptions> {
+    /// Loads the model, with a progress bar if it is large, and prints its warnings.
+    pub fn load(&self) -> anyhow::Result<LoadedModel> {
+        load(&self.checkpoint()?, &self.running.open_options()?)
+    }
+}
+
+impl RunningArgs {
+    /// What they ask for.
+    pub fn open_options(&self) -> anyhow::Result<OpenOptions> {
         Ok(OpenOptions {
             isa: isa_from_env()?,
             threads: self.threads.map(usize::from),
-            activations: match self.activations {
-                ActivationsArg::Exact => Activations::Exact,
-                ActivationsArg::Strict => Activations::Strict,
-                ActivationsArg::Int8 => Activations::Int8,
-            },
-            kv_type: self.kv_cache_dtype.map(|k| match k {
-                KvArg::F16 => KvType::F16,
-                KvArg::Bf16 => KvType::BF16,
-                KvArg::F32 => KvType::F32,
-            }),
-            quantize_head: matches!(self.quantize_head, Some(HeadArg::Int8)),
+            activations: self.activations.into(),
+            kv_type: self.kv_cache_dtype.map(KvType::from),
+            quantize_head: self.quantize_head.is_some(),
         })
     }
+}
 
-    /// Loads the model, with a progress bar if it is large, and prints its warnings.
-    pub fn load(&self) -> anyhow::Result<LoadedModel> {
-        let checkpoint = self.checkpoint()?;
-        let bar = (checkpoint.total_bytes() > LARGE).then(|| byte_bar("loading", checkpoint.total_bytes()));
-        let mut progress = |p: Progress| {
-            if let Some(bar) = &bar {
-                bar.set_position(p.done);
-            }
-        };
-        let loaded = LoadedModel::from_checkpoint(&checkpoint, &self.open_options()?, &mut progress);
-        if let Some(bar) = bar {
-            bar.finish_and_clear();
+/// Loads a model, with a progress bar if it is large, and prints its warnings.
+pub fn load(checkpoint: &Checkpoint, options: &OpenOptions) -> anyhow::Result<LoadedModel> {
+    let bar = (checkpoint.total_bytes() > LARGE).then(|| byte_bar("loading", checkpoint.total_bytes()));
+    let mut progress = |p: Progress| {
+        if let Some(bar) = &bar {
+            bar.set_position(p.done);
         }
-        let loaded = loaded?;
-        for warning in &loaded.warnings {
-            eprintln!("warning: {warning}");
-        }
-        Ok(loaded)
+    };
+    let loaded = LoadedModel::from_checkpoint(checkpoint, options, &mut progress);
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
     }
+    let loaded = loaded?;
+    for warning in &loaded.warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok(loaded)
 }
 
 /// A progress bar over bytes; invisible where standard error is no terminal.
@@ -184,6 +217,11 @@ pub fn byte_bar(what: &'static str, total: u64) -> ProgressBar {
 /// A progress bar over tokens.
 pub fn token_bar(what: &'static str, total: u64) -> ProgressBar {
     styled(what, total, "{msg} {wide_bar} {pos}/{len} tokens {per_sec} {eta}")
+}
+
+/// A progress bar over pieces of work.
+pub fn count_bar(what: &'static str, total: usize) -> ProgressBar {
+    styled(what, total as u64, "{msg} {wide_bar} {pos}/{len} {eta}")
 }
 
 /// Moves a bar as work reports what is done and what there is in all.

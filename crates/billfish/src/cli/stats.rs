@@ -1,16 +1,10 @@
 //! What a run cost, in one line.
 
+use billfish::machine::{cpu_features, peak_memory};
 use billfish::{Completion, LoadedModel};
 
-/// Largest resident size of this process so far, in bytes, where the system tells.
-pub fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kb| kb * 1024)
-}
-
-/// The kernels in use, most bytes first, such as `k4n16-w4, dense-bf16 on avx512`.
-pub fn kernels(model: &LoadedModel) -> String {
+/// The layouts in use, most bytes first, such as `k4n16-w4, dense-bf16`.
+pub fn layouts(model: &LoadedModel) -> String {
     let mut bytes: Vec<(&str, usize)> = vec![];
     for m in model.model.modules() {
         match bytes.iter_mut().find(|(k, _)| *k == m.kernel) {
@@ -20,7 +14,13 @@ pub fn kernels(model: &LoadedModel) -> String {
     }
     bytes.sort_by_key(|(_, b)| std::cmp::Reverse(*b));
     let names: Vec<&str> = bytes.iter().map(|(k, _)| *k).collect();
-    format!("{} on {}", names.join(", "), model.model.backend().isa().name())
+    names.join(", ")
+}
+
+/// The kernels in use and where they run, such as `k4n16-w4, dense-bf16 on avx512 (avx2 fma avx512vnni)`: the instruction
+/// set that was chosen, and the features that the processor has.
+pub fn kernels(model: &LoadedModel) -> String {
+    format!("{} on {} ({})", layouts(model), model.model.backend().isa().name(), cpu_features().join(" "))
 }
 
 /// Prints the line to standard error.

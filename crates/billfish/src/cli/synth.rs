@@ -23,14 +23,15 @@ pub struct Args {
     seed: u64,
 }
 
+/// The built-in model's tokenizer: random weights have no text of their own.
+pub fn tokenizer_files() -> Vec<(&'static str, &'static [u8])> {
+    let names = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+    builtin_files().iter().filter(|(name, _)| names.contains(name)).copied().collect()
+}
+
 pub fn run(args: &Args) -> Result<()> {
-    let tokenizer: Vec<(&str, &[u8])> = builtin_files()
-        .iter()
-        .filter(|(name, _)| ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"].contains(name))
-        .copied()
-        .collect();
     let bar = byte_bar("writing", 0);
-    let written = synth(&args.spec, &args.out, args.shards, args.dense, args.seed, &tokenizer, &mut follow(&bar));
+    let written = synth(&args.spec, &args.out, args.shards, args.dense, args.seed, &tokenizer_files(), &mut follow(&bar));
     bar.finish_and_clear();
     let written = written?;
     eprintln!("{}: {} tensors, {:.1} MB in {} files", args.out.display(), written.tensors, written.bytes as f64 / 1e6, written.files.len());

@@ -4,6 +4,9 @@
 /// every seed is good, and no state has to be carried from one tensor to the next.
 pub(crate) struct SplitMix64(u64);
 
+/// What the counter grows by.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 impl SplitMix64 {
     /// The generator of `name` (a tensor, or something that tensors share) in the model of `seed`. Contents hang on names,
     /// not on the order of writing: cutting a model into shards changes no tensor.
@@ -13,10 +16,15 @@ impl SplitMix64 {
         Self(Self(Self(seed).next() ^ name).next())
     }
 
+    /// The generator after so many steps.
+    pub fn after(&self, steps: u64) -> Self {
+        Self(self.0.wrapping_add(steps.wrapping_mul(STEP)))
+    }
+
     /// The next 64 bits.
     #[inline]
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0 = self.0.wrapping_add(STEP);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -56,6 +64,15 @@ mod tests {
         let mut random = SplitMix64(1_234_567);
         let first: [u64; 3] = std::array::from_fn(|_| random.next());
         assert_eq!(first, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+    }
+
+    #[test]
+    fn steps_can_be_skipped() {
+        let mut walked = SplitMix64(7);
+        for _ in 0..1000 {
+            walked.next();
+        }
+        assert_eq!(SplitMix64(7).after(1000).next(), walked.next());
     }
 
     #[test]

@@ -1,0 +1,207 @@
+//! What the machine can do at most, measured beside what is compared with it, and what work takes at least.
+
+use crate::Machine;
+use billfish_kernels::Backend;
+use std::time::{Duration, Instant};
+
+/// The machine's limits at one moment, on the threads of one backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Bytes read per second.
+    pub read: f64,
+    /// Operations per second of dot products of bytes; a multiply-add is two.
+    pub dots: f64,
+    /// Operations per second of `f32` multiply-adds; a multiply-add is two.
+    pub fmas: f64,
+}
+
+impl Limits {
+    /// The higher of both in everything: a limit is what was reached at any time.
+    #[must_use]
+    pub fn max(self, other: Limits) -> Limits {
+        Limits { read: self.read.max(other.read), dots: self.dots.max(other.dots), fmas: self.fmas.max(other.fmas) }
+    }
+}
+
+/// Bytes that no cache of the machine holds: twice its largest cache, 256 MiB if it does not tell, never below 64 MiB.
+pub fn uncached_bytes() -> usize {
+    Machine::detect().cache.map_or(256 << 20, |c| 2 * c as usize).max(64 << 20)
+}
+
+/// Measures limits.
+pub struct Prober {
+    data: Vec<u8>,
+    /// Where a line of cache begins: weights lie so, and a read across two lines is slower.
+    start: usize,
+    next: usize,
+}
+
+/// Bytes of a line.
+const LINE: usize = 64;
+
+/// Time for each of the three figures of a measurement.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+impl Prober {
+    /// A prober that reads `bytes` of memory, at least 64 KiB.
+    ///
+    /// To be compared with work that reads so many bytes over and over: a small model lies in a cache, and so does what
+    /// is read beside it.
+    pub fn new(bytes: usize) -> Self {
+        // any value but 0: untouched zero pages would all be one page
+        let data = vec![1; bytes.max(64 << 10) + LINE];
+        let start = data.as_ptr().align_offset(LINE).min(LINE);
+        Self { data, start, next: 0 }
+    }
+
+    /// A prober for work that reads `bytes` over and over; what no cache holds is read no faster if there is more of it.
+    pub fn for_working_set(bytes: usize) -> Self {
+        Self::new(bytes.min(uncached_bytes().max(256 << 20)))
+    }
+
+    /// The memory, from the beginning of a line on.
+    fn lines(&self) -> &[u8] {
+        &self.data[self.start..self.data.len() - (LINE - self.start)]
+    }
+
+    /// The limits now: each the best of some samples.
+    pub fn measure(&self, backend: &Backend) -> Limits {
+        let best = |at_least: usize, sample: &dyn Fn() -> f64| {
+            let (begin, mut best) = (Instant::now(), 0.0f64);
+            let mut samples = 0;
+            while samples < at_least || begin.elapsed() < PATIENCE {
+                best = best.max(sample());
+                samples += 1;
+            }
+            best
+        };
+        let read = best(3, &|| backend.probe_read(self.lines())).max(best(3, &|| read_streams(backend, self.lines())));
+        Limits { read, ..arithmetic(backend, &best) }
+    }
+
+    /// The limits now, from one short sample each. What is read are the next `bytes`, so that they are as cold as all of
+    /// the memory is large.
+    pub fn sample(&mut self, backend: &Backend, bytes: usize) -> Limits {
+        let bytes = bytes.next_multiple_of(LINE).clamp(LINE, self.lines().len());
+        let mut next = || {
+            let from = if self.next + bytes > self.lines().len() { 0 } else { self.next };
+            self.next = from + bytes;
+            from..from + bytes
+        };
+        let [one, other] = [next(), next()];
+        let read = backend.probe_read(&self.lines()[one]).max(read_streams(backend, &self.lines()[other]));
+        Limits { read, ..arithmetic(backend, &|_, sample| sample()) }
+    }
+}
+
+/// Streams that a core reads at once.
+const STREAMS: usize = 4;
+
+/// Bytes per second of reading `data` in chunks that threads claim, each chunk as several streams. There are cores that
+/// read one stream at two thirds of the rate that they reach with four, and a limit must be what the machine can do.
+fn read_streams(backend: &Backend, data: &[u8]) -> f64 {
+    let size = (data.len() / backend.threads()).clamp(STREAMS * LINE, 1 << 20).next_multiple_of(STREAMS * LINE);
+    let begin = Instant::now();
+    backend.pool().run(data.len().div_ceil(size), &|i| {
+        let chunk = &data[i * size..data.len().min((i + 1) * size)];
+        let part = chunk.len() / STREAMS;
+        let mut streams: [_; STREAMS] = std::array::from_fn(|s| chunk[s * part..(s + 1) * part].as_chunks::<LINE>().0.iter());
+        let mut seen = [[0u8; LINE]; STREAMS];
+        for _ in 0..part / LINE {
+            for (seen, stream) in seen.iter_mut().zip(&mut streams) {
+                let line = stream.next().unwrap_or(&[0; LINE]);
+                seen.iter_mut().zip(line).for_each(|(s, l)| *s |= l);
+            }
+        }
+        std::hint::black_box(seen);
+    });
+    data.len() as f64 / begin.elapsed().as_secs_f64()
+}
+
+/// The arithmetic limits, through `best(samples at least, sample)`.
+fn arithmetic(backend: &Backend, best: &dyn Fn(usize, &dyn Fn() -> f64) -> f64) -> Limits {
+    Limits { read: 0.0, dots: best(3, &|| backend.probe_dots()), fmas: best(3, &|| backend.probe_fmas()) }
+}
+
+/// What one pass must do, however it is programmed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work {
+    /// Bytes to read.
+    pub bytes: f64,
+    /// Operations on bytes: two for each weight, row and plane of the activations.
+    pub dots: f64,
+    /// Operations on `f32`.
+    pub fmas: f64,
+}
+
+impl Work {
+    /// Seconds for reading, and seconds for arithmetic.
+    fn parts(&self, limits: &Limits) -> (f64, f64) {
+        let over = |work: f64, limit: f64| if work > 0.0 { work / limit } else { 0.0 };
+        (over(self.bytes, limits.read), over(self.dots, limits.dots) + over(self.fmas, limits.fmas))
+    }
+
+    /// The least time that the work takes: reading and arithmetic at once.
+    pub fn seconds(&self, limits: &Limits) -> f64 {
+        let (read, compute) = self.parts(limits);
+        read.max(compute)
+    }
+
+    /// What it waits for.
+    pub fn bound(&self, limits: &Limits) -> Bound {
+        let (read, compute) = self.parts(limits);
+        if read >= compute { Bound::Read } else { Bound::Arithmetic }
+    }
+}
+
+/// What work waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Memory.
+    Read,
+    /// Arithmetic.
+    Arithmetic,
+}
+
+impl Bound {
+    /// Its name in reports, for activations of so many planes: `read`, or `int8/2` for half of the peak of dot products
+    /// of bytes.
+    pub fn name(self, planes: usize) -> String {
+        match self {
+            Bound::Read => "read".into(),
+            Bound::Arithmetic if planes == 1 => "int8".into(),
+            Bound::Arithmetic => format!("int8/{planes}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    #[test]
+    fn work_takes_the_longer_of_reading_and_arithmetic() {
+        let limits = Limits { read: 10.0, dots: 100.0, fmas: 50.0 };
+        let work = Work { bytes: 20.0, dots: 100.0, fmas: 25.0 };
+        assert_eq!((work.seconds(&limits), work.bound(&limits)), (2.0, Bound::Read));
+        let work = Work { bytes: 5.0, ..work };
+        assert_eq!((work.seconds(&limits), work.bound(&limits)), (1.5, Bound::Arithmetic));
+        assert_eq!(
+            (Bound::Read.name(2), Bound::Arithmetic.name(1), Bound::Arithmetic.name(3)),
+            ("read".into(), "int8".into(), "int8/3".into())
+        );
+    }
+
+    #[test]
+    fn limits_are_measured() {
+        let backend = Backend::new(Isa::choose(None).unwrap(), 1).unwrap();
+        let mut prober = Prober::new(1 << 20);
+        assert_eq!((prober.lines().as_ptr().align_offset(LINE), prober.lines().len()), (0, 1 << 20));
+        assert!(read_streams(&backend, prober.lines()) > 0.0 && read_streams(&backend, &[1; 100]).is_finite());
+        for l in [prober.measure(&backend), prober.sample(&backend, 1 << 19), prober.sample(&backend, usize::MAX)] {
+            assert!(l.read > 0.0 && l.dots > 0.0 && l.fmas > 0.0 && l.read.is_finite(), "{l:?}");
+            assert!(l.max(Limits { read: f64::MAX, ..l }).read == f64::MAX);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Requests as a client makes them: tokens in, tokens out, sampling and text included.
+
+use crate::{Error, GenerateOptions, LoadedModel, SamplingParams, Session};
+use std::time::Instant;
+
+/// Tokens spread evenly over a vocabulary, in an order without a pattern; the same for the same seed.
+pub fn random_tokens(count: usize, vocabulary: usize, seed: u64) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        ((u128::from(state) * vocabulary as u128) >> 64) as u32
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Its prompt.
+    pub prompt: Vec<u32>,
+    /// Tokens to generate, end of sequence or not.
+    pub output: usize,
+}
+
+/// What serving some requests took.
+#[derive(Clone, Debug, Default)]
+pub struct Served {
+    /// Seconds from the arrival of all to the end of the last.
+    pub seconds: f64,
+    /// For each, the seconds from the arrival of all to its first token.
+    pub first_token: Vec<f64>,
+    /// Prompt tokens of all.
+    pub prompt_tokens: usize,
+    /// Generated tokens of all.
+    pub output_tokens: usize,
+}
+
+/// Serves requests that arrive at once, one after another: an engine of one sequence does no more. Each starts from an
+/// empty cache and takes the most probable token. `progress` hears of every request.
+///
+/// # Errors
+/// [`Error`] if a request cannot be run.
+pub fn serve(loaded: &LoadedModel, tasks: &[Task], progress: &mut dyn FnMut()) -> Result<Served, Error> {
+    let arrival = Instant::now();
+    let mut served = Served::default();
+    for task in tasks {
+        let start = arrival.elapsed().as_secs_f64();
+        let options =
+            GenerateOptions { sampling: SamplingParams::greedy(), max_tokens: task.output, ignore_eos: true, ..GenerateOptions::default() };
+        let done = Session::new(&loaded.model, &loaded.tokenizer).generate(&options.request(&task.prompt), &mut |_| ())?;
+        served.first_token.push(start + done.timings.prompt.as_secs_f64());
+        served.prompt_tokens += task.prompt.len();
+        served.output_tokens += done.tokens.len();
+        progress();
+    }
+    served.seconds = arrival.elapsed().as_secs_f64();
+    Ok(served)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::OpenOptions;
+
+    #[test]
+    fn tokens_are_spread_and_repeatable() {
+        let tokens = random_tokens(1000, 10, 3);
+        assert_eq!(tokens, random_tokens(1000, 10, 3));
+        assert_ne!(tokens, random_tokens(1000, 10, 4));
+        for t in 0..10 {
+            let count = tokens.iter().filter(|&&x| x == t).count();
+            assert!((50..200).contains(&count), "{t}: {count}");
+        }
+    }
+
+    #[test]
+    fn requests_wait_for_those_before_them() {
+        let loaded = LoadedModel::builtin(&OpenOptions { threads: Some(1), ..OpenOptions::default() }).unwrap();
+        let task = |seed| Task { prompt: random_tokens(6, loaded.tokenizer.vocab_size(), seed), output: 3 };
+        let mut done = 0;
+        let served = serve(&loaded, &[task(1), task(2)], &mut || done += 1).unwrap();
+        assert_eq!((served.prompt_tokens, served.output_tokens, served.first_token.len(), done), (12, 6, 2, 2));
+        assert!(served.first_token[0] < served.first_token[1] && served.first_token[1] <= served.seconds);
+    }
+}
