@@ -90,7 +90,7 @@ mod tests {
     use super::super::{Scheme, random_matrix};
     use super::*;
     use crate::Isa;
-    use billfish_kernels::{Backend, MatmulScratch, PackedMatrix, Weight};
+    use billfish_kernels::{Backend, Input, MatmulScratch, PackedMatrix, Product, Weight};
 
     #[test]
     fn right_outputs_pass_and_wrong_ones_do_not() {
@@ -102,7 +102,7 @@ mod tests {
             let weight = Weight::Quantized(PackedMatrix::new(&m).unwrap());
             for activations in Activations::ALL {
                 let mut y = vec![0.0; rows * n];
-                backend.matmul(&mut MatmulScratch::default(), &x, rows, activations, &mut [(&weight, &mut y)]);
+                backend.matmul(&mut MatmulScratch::default(), Input::Rows(&x), rows, activations, &mut [Product::new(&weight, &mut y)]);
                 check(&m, &x, &y, activations).unwrap().unwrap();
                 for (row, column) in [(0, 0), (2, 129)] {
                     let mut wrong = y.clone();
