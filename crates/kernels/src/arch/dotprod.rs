@@ -7,9 +7,9 @@ super::stamp! {
     isa: DotProd,
     features: ["neon,dotprod"],
     tiles: {
-        1: [1 => (4, false), 2 => (2, false), 4 => (1, true), 6 => (1, true)],
-        2: [1 => (2, false), 2 => (1, false), 4 => (1, true), 6 => (1, true)],
-        3: [1 => (1, false), 2 => (1, false), 4 => (1, true), 6 => (1, true)],
+        1: [1 => (4, false), 2 => (2, false), 4 => (1, true)],
+        2: [1 => (2, false), 2 => (1, false), 4 => (1, true)],
+        3: [1 => (1, false), 2 => (1, false), 4 => (1, true)],
     },
     dense: [1 => 2, 2 => 1, 3 => 1],
     attend: [1 => 4, 2 => 2, 4 => 1, 6 => 1],
