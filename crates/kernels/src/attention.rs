@@ -187,11 +187,14 @@ impl KvLayer {
         grow(stats, room * MAX_ROWS);
         grow(outs, room * MAX_ROWS * padded);
         let (q_room, stat_room, out_room) = (Out(gathered.as_mut_ptr()), Out(stats.as_mut_ptr()), Out(outs.as_mut_ptr()));
-        // SAFETY (of the three): piece or half `i` has its own part of each buffer, which were sized just above, and each
-        // is used by one thread at a time.
-        let query_of =
-            |i: usize, t: &Tile| unsafe { std::slice::from_raw_parts_mut(q_room.at(i * MAX_ROWS * self.head_dim), t.rows * self.head_dim) };
+        // piece or half `i` has its own part of each buffer, which were sized just above
+        let query_of = |i: usize, t: &Tile| {
+            // SAFETY: part `i` is used by one thread at a time.
+            unsafe { std::slice::from_raw_parts_mut(q_room.at(i * MAX_ROWS * self.head_dim), t.rows * self.head_dim) }
+        };
+        // SAFETY: as above.
         let stats_of = |i: usize, t: &Tile| unsafe { std::slice::from_raw_parts_mut(stat_room.at(i * MAX_ROWS), t.rows) };
+        // SAFETY: as above.
         let out_of = |i: usize, t: &Tile| unsafe { std::slice::from_raw_parts_mut(out_room.at(i * MAX_ROWS * padded), t.rows * padded) };
         let unit = |u: usize| (u / cut.len(), &cut[u % cut.len()]);
         if apart {

@@ -18,8 +18,8 @@ impl Backend {
 
     /// Operations per second (a multiply-add is two) of dot products of bytes, from registers.
     pub fn probe_dots(&self) -> f64 {
-        // SAFETY: the table's instruction set is available.
         let seconds = self.on_all_threads(&|_| {
+            // SAFETY: the table's instruction set is available.
             black_box(unsafe { (self.kernels.probe_dots)(black_box(ROUNDS)) });
         });
         (2 * 64 * crate::arch::generic::probe::CHAINS * ROUNDS * self.threads()) as f64 / seconds
@@ -27,8 +27,8 @@ impl Backend {
 
     /// Operations per second (a multiply-add is two) of `f32` fused multiply-adds, from registers.
     pub fn probe_fmas(&self) -> f64 {
-        // SAFETY: the table's instruction set is available.
         let seconds = self.on_all_threads(&|_| {
+            // SAFETY: the table's instruction set is available.
             black_box(unsafe { (self.kernels.probe_fmas)(black_box(ROUNDS)) });
         });
         (2 * 16 * crate::arch::generic::probe::CHAINS * ROUNDS * self.threads()) as f64 / seconds

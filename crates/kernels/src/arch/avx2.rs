@@ -1,11 +1,15 @@
-//! Sixteen lanes in two 256-bit registers: AVX2, FMA and F16C (every x86-64 CPU with AVX2 has all three).
+//! Sixteen lanes in two 256-bit registers: AVX2, FMA and F16C (every x86-64 CPU with AVX2 has all three), with the dot
+//! product of AVX-VNNI where [`super::avxvnni`] asks for it.
 
 use super::vector::Vector;
 use std::arch::x86_64::*;
 
-/// AVX2, FMA, F16C.
+/// AVX2, FMA, F16C and, if `VNNI`, AVX-VNNI.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2;
+pub(crate) struct Ymm<const VNNI: bool>;
+
+/// AVX2, FMA, F16C.
+pub(crate) type Avx2 = Ymm<false>;
 
 #[inline(always)]
 fn both<T: Copy, U>(a: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
@@ -17,9 +21,9 @@ fn pair<T: Copy, U>(a: [T; 2], b: [T; 2], f: impl Fn(T, T) -> U) -> [U; 2] {
     [f(a[0], b[0]), f(a[1], b[1])]
 }
 
-// SAFETY of every block below: the caller has AVX2, FMA and F16C and pointers valid for the bytes that the method
-// names, by the contract of `Vector`.
-impl Vector for Avx2 {
+// SAFETY of every block below: the caller has AVX2, FMA and F16C (and AVX-VNNI if `VNNI`) and pointers valid for the
+// bytes that the method names, by the contract of `Vector`.
+impl<const VNNI: bool> Vector for Ymm<VNNI> {
     type I = [__m256i; 2];
     type F = [__m256; 2];
 
@@ -81,15 +85,17 @@ impl Vector for Avx2 {
         // SAFETY: see above.
         both(a, |x| unsafe { _mm256_sll_epi32(x, _mm_cvtsi32_si128(N as i32)) })
     }
-    /// `vpmaddubsw` adds two products of an unsigned and a signed byte in 16 bits with saturation: 2·127·128 still
-    /// fits, so codes of up to 7 bits need one step; a byte above 127 goes through its two nibbles.
+    /// Without VNNI, `vpmaddubsw` adds two products of an unsigned and a signed byte in 16 bits with saturation:
+    /// 2·127·128 still fits, so codes of up to 7 bits need one step; a byte above 127 goes through its two nibbles.
     #[inline(always)]
     unsafe fn dot<const WIDE: bool>(acc: Self::I, w: Self::I, x: i32) -> Self::I {
         // SAFETY: see above.
         unsafe {
             let x = _mm256_set1_epi32(x);
             let one = _mm256_set1_epi16(1);
-            if WIDE {
+            if VNNI {
+                pair(acc, w, |a, w| _mm256_dpbusd_avx_epi32(a, w, x))
+            } else if WIDE {
                 let (nibble, sixteen) = (_mm256_set1_epi8(15), _mm256_set1_epi16(16));
                 pair(acc, w, |a, w| {
                     let low = _mm256_maddubs_epi16(_mm256_and_si256(w, nibble), x);

@@ -8,7 +8,15 @@ pub(crate) mod vector;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod dotprod;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod scalar;
+#[cfg(test)]
+mod tests;
 
 use crate::isa::Isa;
 use generic::{AttendArgs, DenseArgs, QuantizeArgs, TileArgs};
@@ -54,6 +62,9 @@ pub(crate) struct Kernels {
     pub probe_fmas: unsafe fn(usize) -> f32,
     /// See [`generic::probe`].
     pub probe_read: unsafe fn(*const u8, usize) -> i32,
+    /// See [`tests::operations`].
+    #[cfg(test)]
+    pub operations: unsafe fn(&tests::Sample) -> Vec<tests::Outcome>,
 }
 
 /// Stamps the generic algorithms out for one implementation of `Vector`.
@@ -125,6 +136,12 @@ macro_rules! stamp {
             // SAFETY: see above.
             unsafe { generic::probe::read::<$isa>(p, lines) }
         }
+        #[cfg(test)]
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn operations(sample: &super::tests::Sample) -> Vec<super::tests::Outcome> {
+            // SAFETY: see above.
+            unsafe { super::tests::operations::<$isa>(sample) }
+        }
 
         fn tile_for(bits: u32, planes: usize, rows: usize) -> Option<TileFn> {
             match (bits, planes, rows) {
@@ -178,6 +195,8 @@ macro_rules! stamp {
             probe_dots,
             probe_fmas,
             probe_read,
+            #[cfg(test)]
+            operations,
         };
     };
 }
@@ -190,8 +209,14 @@ pub(crate) fn kernels(isa: Isa) -> &'static Kernels {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => &avx2::KERNELS,
         #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => &avxvnni::KERNELS,
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => &avx512::KERNELS,
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Isa::Neon => &neon::KERNELS,
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Isa::DotProd => &dotprod::KERNELS,
+        // those of other architectures, which are never available here
         _ => &scalar::KERNELS,
     }
 }

@@ -45,7 +45,7 @@ pub(crate) trait Vector: Copy {
 
     /// Nearest float, ties to even.
     unsafe fn to_f(a: Self::I) -> Self::F;
-    /// Nearest integer, ties to even.
+    /// Nearest integer, ties to even, if there is one (anything otherwise).
     unsafe fn to_i(a: Self::F) -> Self::I;
     /// The same bits as floats.
     unsafe fn bits_f(a: Self::I) -> Self::F;

@@ -1,0 +1,16 @@
+//! The lanes of AVX2 with the dot product of AVX-VNNI (Intel from Alder Lake on, where desktops lack AVX-512).
+
+/// AVX2, FMA, F16C, AVX-VNNI.
+pub(crate) type AvxVnni = super::avx2::Ymm<true>;
+
+super::stamp! {
+    isa: AvxVnni,
+    features: ["avx2,fma,f16c,avxvnni"],
+    tiles: {
+        1: [1 => (4, false), 2 => (2, false), 4 => (1, true), 6 => (1, true)],
+        2: [1 => (2, false), 4 => (1, true), 6 => (1, true)],
+        3: [1 => (1, false), 4 => (1, true), 6 => (1, true)],
+    },
+    dense: [1 => 2, 2 => 1, 4 => 1],
+    attend: [1 => 4, 2 => 2, 4 => 1, 6 => 1],
+}
