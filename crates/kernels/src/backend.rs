@@ -95,13 +95,22 @@ pub struct MatmulScratch {
     chunks: Vec<Chunk>,
 }
 
-/// Panels `from..to` of product `product`, with quantized input `input` if the weight is quantized.
+/// Panels of product `product` times some tiles of rows, with quantized input `input` if the weight is quantized.
 #[derive(Clone, Copy)]
 struct Chunk {
     product: usize,
     input: usize,
-    from: usize,
-    to: usize,
+    panels: (usize, usize),
+    tiles: (usize, usize),
+}
+
+/// Bytes of activations that are multiplied with a panel before the next panel comes: with the panel they fit the second
+/// cache of every machine that the references measured.
+const INPUT_BYTES: usize = 512 * 1024;
+
+/// How many tiles of `rows` rows, of `row_bytes` each, are taken at a time.
+fn tiles_at_once(rows: usize, row_bytes: usize) -> usize {
+    (INPUT_BYTES / (rows * row_bytes).max(1)).max(1)
 }
 
 /// One instruction set and one pool of threads.
@@ -171,7 +180,18 @@ impl Backend {
             }
             let panels = weight.out_features().div_ceil(PANEL);
             let step = (CHUNK_BYTES / weight.panel_bytes().max(1)).clamp(1, panels);
-            chunks.extend((0..panels).step_by(step).map(|from| Chunk { product: i, input, from, to: (from + step).min(panels) }));
+            let (count, at_once) = match weight {
+                Weight::Quantized(w) => {
+                    let t = &inputs[input].tiles;
+                    (t.len(), tiles_at_once(t.first().map_or(1, |t| t.rows), w.in_features * inputs[input].planes))
+                }
+                Weight::Dense(w) => (dense_tiles.len(), tiles_at_once(dense_tiles.first().map_or(1, |t| t.rows), w.in_features * 4)),
+            };
+            for tile in (0..count).step_by(at_once) {
+                let tiles = (tile, (tile + at_once).min(count));
+                let chunk = |from: usize| Chunk { product: i, input, panels: (from, (from + step).min(panels)), tiles };
+                chunks.extend((0..panels).step_by(step).map(chunk));
+            }
         }
         let floats = match (dense, x) {
             (None, _) => &[],
@@ -193,20 +213,20 @@ impl Backend {
         let work = |i: usize| {
             let c = chunks[i];
             let Some((weight, out, add)) = flat[c.product] else { return };
-            for p in c.from..c.to {
+            for p in c.panels.0..c.panels.1 {
                 match weight {
-                    Weight::Quantized(w) => self.quantized_panel(w, &inputs[c.input], p, out, add),
-                    Weight::Dense(w) => self.dense_panel(w, dense_tiles, floats, p, out, add),
+                    Weight::Quantized(w) => self.quantized_panel(w, &inputs[c.input], c.tiles, p, out, add),
+                    Weight::Dense(w) => self.dense_panel(w, &dense_tiles[c.tiles.0..c.tiles.1], floats, p, out, add),
                 }
             }
         };
         self.pool.run(chunks.len(), &work);
     }
 
-    fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, p: usize, out: Out<f32>, add: bool) {
+    fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, out: Out<f32>, add: bool) {
         let panel = w.panel(p);
         let mut result = [0.0f32; PANEL * MAX_ROWS];
-        for t in &input.tiles {
+        for (i, t) in input.tiles[tiles.0..tiles.1].iter().enumerate() {
             let (digits, scales, sums) = input.tile(t);
             let kernel = (self.kernels.tile)(w.panel_bits, input.planes, t.rows).expect("tiles are cut to sizes that have kernels");
             // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
@@ -221,6 +241,7 @@ impl Backend {
                     x_scales: scales.as_ptr(),
                     x_sums: sums.as_ptr(),
                     out: result.as_mut_ptr(),
+                    fresh: i == 0,
                 });
             }
             store(&result, t, p, w.out_features, w.bias.as_deref(), out, add);

@@ -44,6 +44,8 @@ pub(crate) struct TileArgs<'a> {
     pub x_sums: *const i32,
     /// Result, `[MR][64]`.
     pub out: *mut f32,
+    /// Whether the panel comes from memory: the first tile asks for what lies ahead, later ones find it in a cache.
+    pub fresh: bool,
 }
 
 /// Lines of 64 bytes in a chunk.
@@ -174,8 +176,15 @@ pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: 
                             }
                         }
                         let mut xq = x.add(p * plane);
+                        // each pass over the block asks for its part, so that memory is never idle nor swamped
+                        let per_pass = (4 * lines(BITS)).div_ceil(P * 4 / NV);
+                        let pass = v0 / NV * P + P - 1 - p;
+                        let ask = if a.fresh { pass * per_pass..((pass + 1) * per_pass).min(4 * lines(BITS)) } else { 0..0 };
                         for c in 0..block.chunks {
                             let line = data.add((c * 4 + v0) * lines(BITS) * 64);
+                            for l in ask.clone() {
+                                V::prefetch(data.wrapping_add((c * 4 * lines(BITS) + l) * 64 + ahead(BITS)));
+                            }
                             let w: [[V::I; 3]; NV] = std::array::from_fn(|v| load::<V, BITS>(line.add(v * lines(BITS) * 64)));
                             for i in 0..quads(BITS) {
                                 for r in 0..MR {
