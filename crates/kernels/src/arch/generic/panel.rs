@@ -187,8 +187,9 @@ pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: 
                             }
                             let w: [[V::I; 3]; NV] = std::array::from_fn(|v| load::<V, BITS>(line.add(v * lines(BITS) * 64)));
                             for i in 0..quads(BITS) {
+                                let xi = opaque(xq.add(i * MR));
                                 for r in 0..MR {
-                                    let digit = *xq.add(i * MR + r);
+                                    let digit = *xi.add(r);
                                     for v in 0..NV {
                                         match BITS {
                                             8 => acc[r][v] = V::dot::<true>(acc[r][v], unpack::<V, BITS>(&w[v], i), digit),
