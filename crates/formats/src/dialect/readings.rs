@@ -28,7 +28,9 @@ impl Readings {
         let mut is_lost = vec![false; if lost.is_empty() { 0 } else { raw.len() }];
         lost.iter().for_each(|&i| is_lost[i] = true);
         let borrowed = (wraps && bits != 3).then(|| stored.borrowed());
-        let legacy = (bits == 3).then(|| stored.legacy());
+        // this program never wrote them so, whatever a module of few codes looks like
+        let ours = writer.is_some_and(|w| w.name == "billfish");
+        let legacy = (bits == 3 && !ours).then(|| stored.legacy());
         Self { raw, largest, bits, borrowed, legacy, lost, is_lost }
     }
 
@@ -63,6 +65,11 @@ impl Readings {
             ZeroDialect::V1Borrowed => of(&self.borrowed),
             ZeroDialect::V1Legacy => of(&self.legacy),
         }
+    }
+
+    /// Whether the legacy 3-bit constants may have been written.
+    pub(super) fn may_be_legacy(&self) -> bool {
+        self.legacy.is_some()
     }
 
     /// All zero points in a dialect.

@@ -62,7 +62,7 @@ pub(super) fn class(readings: &Readings, bits: u32, sample: &Sample) -> Option<V
     if bits > TELLING {
         return None;
     }
-    let candidates = if bits == 3 { &[V1, V2, V1Legacy][..] } else { &[V1, V2][..] };
+    let candidates = if readings.may_be_legacy() { &[V1, V2, V1Legacy][..] } else { &[V1, V2][..] };
     // where v1 means one thing
     let plain = |i: usize| readings.is_plain(i);
     let position = |from, to| sample.halfway(|i| readings.zero(from, i), |i| readings.zero(to, i), plain);
