@@ -36,6 +36,19 @@ pub(crate) unsafe fn rms_norm<V: Vector>(x: &[f32], weight: &[f32], eps: f32, ou
     }
 }
 
+/// `v / (1 + e^-v) * u`. A function and no closure: closures do not inherit the instruction set, and are then called.
+///
+/// # Safety
+/// The instruction set of `V`.
+#[inline(always)]
+unsafe fn gated<V: Vector>(v: V::F, u: V::F) -> V::F {
+    // SAFETY: arithmetic on lanes.
+    unsafe {
+        let e = exp::<V>(V::sub_f(V::splat_f(0.0), v));
+        V::mul_f(V::div_f(v, V::add_f(V::splat_f(1.0), e)), u)
+    }
+}
+
 /// `gate[i] = gate[i] / (1 + e^-gate[i]) * up[i]`.
 ///
 /// # Safety
@@ -43,20 +56,13 @@ pub(crate) unsafe fn rms_norm<V: Vector>(x: &[f32], weight: &[f32], eps: f32, ou
 #[inline(always)]
 pub(crate) unsafe fn silu_mul<V: Vector>(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len());
-    let silu_mul = |v: V::F, u: V::F| {
-        // SAFETY: arithmetic on lanes.
-        unsafe {
-            let e = exp::<V>(V::sub_f(V::splat_f(0.0), v));
-            V::mul_f(V::div_f(v, V::add_f(V::splat_f(1.0), e)), u)
-        }
-    };
     let ((gates, gate), (ups, up)) = (gate.as_chunks_mut::<16>(), up.as_chunks::<16>());
     for (g, u) in gates.iter_mut().zip(ups) {
         // SAFETY: chunks are 16 floats.
-        unsafe { V::store_f(g.as_mut_ptr(), silu_mul(V::load_f(g.as_ptr()), V::load_f(u.as_ptr()))) };
+        unsafe { V::store_f(g.as_mut_ptr(), gated::<V>(V::load_f(g.as_ptr()), V::load_f(u.as_ptr()))) };
     }
     // SAFETY: loads through padded copies; the result is an array.
-    let last = unsafe { V::lanes(silu_mul(load_some::<V>(gate), load_some::<V>(up))) };
+    let last = unsafe { V::lanes(gated::<V>(load_some::<V>(gate), load_some::<V>(up))) };
     gate.copy_from_slice(&last[..gate.len()]);
 }
 
