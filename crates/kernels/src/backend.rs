@@ -10,8 +10,11 @@ use crate::{Isa, KernelError};
 use billfish_tensor::DType;
 use std::sync::Arc;
 
-/// Weight bytes that one claim of a thread should cover: long enough to hide the claim, short enough to balance.
+/// Weight bytes that one claim of a thread should cover at least: long enough to hide the claim, short enough to balance.
 pub(crate) const CHUNK_BYTES: usize = 96 * 1024;
+/// Claims of each thread where every weight is read once. More would cost bandwidth: where a claim begins, nothing has
+/// been asked for ahead.
+const CLAIMS: usize = 8;
 
 /// A weight in kernel layout.
 pub enum Weight {
@@ -156,6 +159,8 @@ impl Backend {
         chunks.clear();
         let mut distinct = 0;
         let mut dense = None;
+        let bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
+        let in_one_go = bytes / (CLAIMS * self.threads());
         for i in 0..products.len() {
             let weight = products[i].weight;
             x.check(m, weight.in_features());
@@ -179,7 +184,6 @@ impl Backend {
                 Weight::Dense(w) => dense = Some(w.in_features),
             }
             let panels = weight.out_features().div_ceil(PANEL);
-            let step = (CHUNK_BYTES / weight.panel_bytes().max(1)).clamp(1, panels);
             let (count, at_once) = match weight {
                 Weight::Quantized(w) => {
                     let t = &inputs[input].tiles;
@@ -187,6 +191,8 @@ impl Backend {
                 }
                 Weight::Dense(w) => (dense_tiles.len(), tiles_at_once(dense_tiles.first().map_or(1, |t| t.rows), w.in_features * 4)),
             };
+            let claim = if count == 1 { in_one_go.max(CHUNK_BYTES) } else { CHUNK_BYTES };
+            let step = (claim / weight.panel_bytes().max(1)).clamp(1, panels);
             for tile in (0..count).step_by(at_once) {
                 let tiles = (tile, (tile + at_once).min(count));
                 let chunk = |from: usize| Chunk { product: i, input, panels: (from, (from + step).min(panels)), tiles };
