@@ -1,5 +1,6 @@
 //! What a machine can do at most: the numbers that a kernel's speed is a fraction of.
 
+use super::opaque;
 use crate::arch::vector::Vector;
 use std::hint::black_box;
 
@@ -12,14 +13,16 @@ pub(crate) const CHAINS: usize = 12;
 /// The instruction set of `V`.
 #[inline(always)]
 pub(crate) unsafe fn dots<V: Vector>(rounds: usize) -> i32 {
-    let x = black_box(0x0102_0304);
-    // SAFETY: arithmetic on lanes.
+    // other bytes for each chain, read anew in each round: nothing of a dot product can be done once for several
+    let x: [i32; CHAINS] = black_box(std::array::from_fn(|i| 0x0102_0304 + i as i32));
+    // SAFETY: arithmetic on lanes; `x` holds a dword for each chain.
     unsafe {
         let w = V::splat_i(black_box(0x0305_0709));
         let mut acc = [V::splat_i(0); CHAINS];
         for _ in 0..rounds {
-            for acc in &mut acc {
-                *acc = V::dot::<false>(*acc, w, x);
+            let x = opaque(x.as_ptr());
+            for (i, acc) in acc.iter_mut().enumerate() {
+                *acc = V::dot::<false>(*acc, w, *x.add(i));
             }
         }
         let sum = acc.into_iter().reduce(|a, b| V::add_i(a, b)).unwrap_or(w);
