@@ -4,8 +4,8 @@
 
 use crate::Outcome;
 use billfish_formats::method::{
-    Activation, FusedModules, FusedTrap, Layer, ModuleConfig, Note, Platform, Resolution, ResolvedScheme, check_engine, infer_modules,
-    select,
+    Activation, AwqConfig, FusedModules, FusedTrap, Layer, MethodError, ModuleConfig, Note, Platform, Resolution, ResolvedScheme,
+    check_engine, infer_modules, select,
 };
 use billfish_formats::{Checkpoint, ModuleReport, ZeroDialect};
 use serde_json::{Map, Value};
@@ -13,6 +13,49 @@ use std::collections::BTreeMap;
 
 /// Where it would run.
 const GPU: Platform = Platform::Cuda { capability: 80 };
+
+/// The config of a method whose modules are described.
+enum Described {
+    Gptq(ModuleConfig),
+    Awq(AwqConfig),
+}
+
+impl Described {
+    /// The config for `method`; `None` if its modules are not described.
+    fn read(method: &str, config: &Map<String, Value>) -> Result<Option<Self>, MethodError> {
+        Ok(match method {
+            "gptq" | "gptq_marlin" => Some(Self::Gptq(ModuleConfig::read(method, config)?)),
+            "awq" | "awq_marlin" => Some(Self::Awq(AwqConfig::read(method, config)?)),
+            _ => None,
+        })
+    }
+
+    /// Fills in the list of modules that the config does not give, from the tensors.
+    fn infer(&mut self, checkpoint: &Checkpoint, names: &[String]) {
+        let tensors = checkpoint.tensor_names().filter_map(|name| Some((name, checkpoint.info(name)?.dtype)));
+        let quantized = infer_modules(tensors);
+        match self {
+            Self::Gptq(c) => c.infer_modules(quantized),
+            Self::Awq(c) => c.infer_dense(names.iter().filter(|n| !quantized.contains(n)).cloned().collect()),
+        }
+    }
+
+    fn resolve(&self, layer: Layer, module: &str, fused: &FusedModules) -> Result<Resolution, MethodError> {
+        match self {
+            Self::Gptq(c) => c.resolve(layer, module, fused, GPU),
+            Self::Awq(c) => c.resolve(layer, module, fused, GPU),
+        }
+    }
+
+    /// Parts of a fused module that another rule was written for. A pattern that cannot be decided is an error of
+    /// [`Described::resolve`] already.
+    fn traps(&self, module: &str, parts: &[String]) -> Vec<FusedTrap> {
+        match self {
+            Self::Gptq(c) if parts.len() > 1 => c.fused_traps(module, parts).unwrap_or_default(),
+            _ => vec![],
+        }
+    }
+}
 
 /// One module of vLLM's model: fused where it fuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,12 +139,12 @@ pub fn vllm(checkpoint: &Checkpoint, modules: &[ModuleReport]) -> Option<VllmRep
     };
     let Some(method) = selection.method else { return report(Refuses, "the config names no method".into(), vec![]) };
     let silent: Vec<&str> = selection.notes.iter().filter_map(|n| if let Note::Silent(s) = n { Some(s.as_str()) } else { None }).collect();
-    if !matches!(method.as_str(), "gptq" | "gptq_marlin") {
-        let outcome = if silent.is_empty() { Runs } else { Wrong };
-        return report(outcome, [&[format!("as {method}").as_str()], silent.as_slice()].concat().join(", "), vec![]);
-    }
-    let read = match ModuleConfig::read(&method, &config) {
-        Ok(read) => read,
+    let read = match Described::read(&method, &config) {
+        Ok(Some(read)) => read,
+        Ok(None) => {
+            let outcome = if silent.is_empty() { Runs } else { Wrong };
+            return report(outcome, [&[format!("as {method}").as_str()], silent.as_slice()].concat().join(", "), vec![]);
+        }
         Err(e) => return report(Refuses, format!("as {method}: {e}"), vec![]),
     };
     let resolved = resolve_all(checkpoint, modules, read);
@@ -121,10 +164,9 @@ pub fn vllm(checkpoint: &Checkpoint, modules: &[ModuleReport]) -> Option<VllmRep
     report(Runs, format!("as {method}{}", if refused { ", with --dtype float16" } else { "" }), resolved)
 }
 
-fn resolve_all(checkpoint: &Checkpoint, reports: &[ModuleReport], mut read: ModuleConfig) -> Vec<VllmModule> {
+fn resolve_all(checkpoint: &Checkpoint, reports: &[ModuleReport], mut read: Described) -> Vec<VllmModule> {
     let names = linear_modules(checkpoint);
-    let tensors = checkpoint.tensor_names().filter_map(|name| Some((name, checkpoint.info(name)?.dtype)));
-    read.infer_modules(infer_modules(tensors));
+    read.infer(checkpoint, &names);
     let fused = fused_modules(&names);
     let mut wholes: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for name in names {
@@ -137,7 +179,7 @@ fn resolve_all(checkpoint: &Checkpoint, reports: &[ModuleReport], mut read: Modu
         parts.sort_by_key(|part| order.iter().position(|p| p == part));
         let layer = if module.ends_with("lm_head") { Layer::Head } else { Layer::Linear };
         let stored: Vec<Option<&ModuleReport>> = parts.iter().map(|p| by_name.get(p.as_str()).copied()).collect();
-        let (verdict, problem) = match read.resolve(layer, &module, &fused, GPU) {
+        let (verdict, problem) = match read.resolve(layer, &module, &fused) {
             Err(e) => ("refused".into(), Some((Outcome::Refuses, e.to_string()))),
             Ok(Resolution::Unquantized(_)) => {
                 let quantized = stored.iter().any(Option::is_some);
@@ -150,8 +192,7 @@ fn resolve_all(checkpoint: &Checkpoint, reports: &[ModuleReport], mut read: Modu
                 (text, problem)
             }
         };
-        // a pattern that cannot be decided is an error of `resolve` already
-        let traps = if parts.len() > 1 { read.fused_traps(&module, &parts).unwrap_or_default() } else { vec![] };
+        let traps = read.traps(&module, &parts);
         VllmModule { module, parts, verdict, problem, traps }
     };
     wholes.into_iter().map(resolve).collect()

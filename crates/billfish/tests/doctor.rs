@@ -442,3 +442,22 @@ fn what_other_programs_would_do() {
     assert_eq!(outcomes("llama-w2-asym-g32-v2")("ONNX"), wrong);
     assert_eq!(outcomes("llama-w3-sym-g128")("GPTQModel"), runs);
 }
+
+/// AWQ folders are resolved module by module too: what their list leaves out must be dense in the file.
+#[test]
+fn awq_modules_as_vllm_resolves_them() {
+    let vllm = |f: &Folder| {
+        let found = common::doctor(f.dir(), &[]).1;
+        (found["engines"][0].clone(), found["vllm_modules"].clone())
+    };
+    let f = Folder::of("llama-awq-asym-g32");
+    let (sound, modules) = vllm(&f);
+    assert!(sound["outcome"] == "runs" && sound["why"].as_str().unwrap().starts_with("as awq"), "{sound}");
+    let fused = |m: &serde_json::Value| {
+        m["module"].as_str().unwrap().ends_with("qkv_proj") && m["verdict"].as_str().unwrap().starts_with("4 bit, group 32")
+    };
+    assert!(modules.as_array().unwrap().iter().any(fused), "{modules}");
+    f.quantization("modules_to_not_convert", json!(["down_proj"]));
+    let (refused, _) = vllm(&f);
+    assert!(refused["outcome"] == "refuses" && refused["why"].as_str().unwrap().contains("down_proj"), "{refused}");
+}
