@@ -149,13 +149,23 @@ impl<'a> Module<'a> {
         Decoded::plain(zeros, dialect, "the format has no other", warnings)
     }
 
+    /// An error if the module is of a format that is not read.
+    pub(crate) fn check_readable(&self) -> Result<(), FormatError> {
+        let Some(why) = self.refusal() else { return Ok(()) };
+        let expected = "weights as integer codes (GPTQ, AWQ, marlin, compressed-tensors pack-quantized or int-quantized)";
+        Err(self.codes.wrong(expected, why, "use a checkpoint of the model in one of these formats, or the dense original"))
+    }
+
     /// Reads everything.
     pub(crate) fn read(self, bias: Option<Vec<f32>>) -> Result<QuantMatrix, FormatError> {
-        if let Some(why) = self.refusal() {
-            let expected = "weights as integer codes (GPTQ, AWQ, marlin, compressed-tensors pack-quantized or int-quantized)";
-            return Err(self.codes.wrong(expected, why, "use a checkpoint of the model in one of these formats, or the dense original"));
-        }
-        let Decoded { zeros, refusal, .. } = self.zero_points()?;
+        self.check_readable()?;
+        let decoded = self.zero_points()?;
+        self.read_with(decoded, bias)
+    }
+
+    /// Reads everything but the zero points, which are these.
+    pub(crate) fn read_with(self, decoded: Decoded, bias: Option<Vec<f32>>) -> Result<QuantMatrix, FormatError> {
+        let Decoded { zeros, refusal, .. } = decoded;
         if let Some(why) = refusal {
             let remedy = "quantize the model again or use another checkpoint of it; `--zeros v1` reads the lost ones as 2^bits";
             return Err(self.zeros.as_ref().unwrap_or(&self.codes).wrong("v1 zero points, each in its own bits", why, remedy));

@@ -1,9 +1,10 @@
 //! What a quantized module is, for people who inspect a folder. Codes are not read.
 
 use crate::checkpoint::Checkpoint;
+use crate::dialect::Decoded;
 use crate::module::Module;
 use crate::{CheckpointFormat, Evidence, FormatError, GroupSize, ZeroDialect};
-use billfish_tensor::{DType, Groups, Packing, Zeros};
+use billfish_tensor::{DType, Groups, Packing, QuantMatrix, Zeros};
 
 /// The entry of a list of the config that decides about a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,13 +120,27 @@ impl ModuleReport {
 pub(crate) fn describe(checkpoint: &Checkpoint, name: &str) -> Result<ModuleReport, FormatError> {
     let module = Module::find(checkpoint, name, None)?;
     let decoded = module.zero_points()?;
+    report(checkpoint, &module, &decoded)
+}
+
+/// A module with its report, its zero points found out once for both. The matrix has no bias.
+pub(crate) fn describe_and_read(checkpoint: &Checkpoint, name: &str) -> Result<(ModuleReport, QuantMatrix), FormatError> {
+    let module = Module::find(checkpoint, name, None)?;
+    module.check_readable()?;
+    let decoded = module.zero_points()?;
+    let report = report(checkpoint, &module, &decoded)?;
+    Ok((report, module.read_with(decoded, None)?))
+}
+
+fn report(checkpoint: &Checkpoint, module: &Module<'_>, decoded: &Decoded) -> Result<ModuleReport, FormatError> {
+    let name = module.name;
     let bias = checkpoint.find(&format!("{name}.bias"));
     let rule = checkpoint.rules(name, true)?;
     let tensors = [&module.codes, &module.scales].into_iter().chain(&module.zeros).chain(&module.g_idx).chain(&module.others).chain(&bias);
     Ok(ModuleReport {
         module: name.into(),
         format: module.scheme.format,
-        refusal: module.refusal().or(decoded.refusal),
+        refusal: module.refusal().or(decoded.refusal.clone()),
         in_features: module.k,
         out_features: module.n,
         bits: module.scheme.bits,
@@ -135,7 +150,7 @@ pub(crate) fn describe(checkpoint: &Checkpoint, name: &str) -> Result<ModuleRepo
         midpoint: decoded.zeros == Zeros::Midpoint,
         zeros: decoded.dialect,
         evidence: decoded.evidence,
-        reason: decoded.reason,
+        reason: decoded.reason.clone(),
         wrapped_zeros: decoded.wrapped,
         lost_zeros: decoded.lost,
         mixed_zeros: decoded.mixed,

@@ -3,6 +3,7 @@
 //! side by side, some outputs at a time, and no dequantized matrix exists.
 
 use crate::checkpoint::{BiasRule, Checkpoint, LinearWeight, Tensor};
+use crate::report::describe_and_read;
 use crate::{FormatError, ModuleReport};
 use billfish_tensor::{DType, Packing, QuantMatrix, ScaleValues};
 use half::{bf16, f16};
@@ -108,17 +109,14 @@ impl<'a> Values<'a> {
     pub(crate) fn open(checkpoint: &'a Checkpoint, name: &str, entry: &Entry, like: Option<&[usize]>) -> Result<Self, FormatError> {
         let (shape, encoding, bytes, store) = match entry {
             Entry::Quantized(module) => {
-                let report = checkpoint.describe(module)?;
+                // whether the config agrees that it is quantized
+                checkpoint.is_quantized(module)?;
+                let (report, own) = describe_and_read(checkpoint, module)?;
                 let [k, n] = [report.in_features, report.out_features];
                 let other = like.filter(|l| l.len() == 2 && l[0] == n && l[1] != k);
-                let read = |k| checkpoint.linear(module, k, n, BiasRule::Optional);
-                let weight = match other.and_then(|l| read(l[1]).ok()) {
-                    Some(weight) => weight,
-                    None => read(k)?,
-                };
-                let LinearWeight::Quantized(m) = weight else {
-                    let remedy = "open the folder again: it changed while it was read";
-                    return Err(FormatError::tensor(checkpoint.name(), name, "a quantized module", "a dense one", remedy));
+                let m = match other.map(|l| checkpoint.linear(module, l[1], n, BiasRule::Optional)) {
+                    Some(Ok(LinearWeight::Quantized(m))) => m,
+                    _ => own,
                 };
                 (vec![n, m.in_features()], words(&report), report.bytes, Store::Quantized(Box::new(m)))
             }

@@ -272,9 +272,20 @@ pub fn verify(
                     Entry::Stored => b.info(name).map(|i| i.shape.as_slice()),
                     Entry::Quantized(_) => None,
                 };
-                let of_a = Values::open(a, name, of_a, dense)?;
-                let of_b = Values::open(b, name, of_b, Some(&of_a.shape))?;
-                run.pair(name, of_a, of_b)?;
+                let opened = [OnceLock::new(), OnceLock::new()];
+                workers(2, &|side| {
+                    let values = if side == 0 { Values::open(a, name, of_a, dense) } else { Values::open(b, name, of_b, None) };
+                    opened[side].get_or_init(|| values);
+                });
+                // who did not run finds it out here
+                let [first, second] = opened.map(OnceLock::into_inner);
+                let first = first.unwrap_or_else(|| Values::open(a, name, of_a, dense))?;
+                let second = match second {
+                    // a size that may end in padding gives way to one that does not
+                    Some(Ok(second)) if second.shape == first.shape => second,
+                    _ => Values::open(b, name, of_b, Some(&first.shape))?,
+                };
+                run.pair(name, first, second)?;
             }
             one => {
                 for (side, entry) in one.into_iter().enumerate() {
