@@ -207,7 +207,8 @@ impl QuantizedInput {
     }
 }
 
-fn grow<T: Default + Clone>(v: &mut Vec<T>, len: usize) {
+/// Makes room for `len` elements; what a buffer once had it keeps.
+pub(crate) fn grow<T: Default + Clone>(v: &mut Vec<T>, len: usize) {
     if v.len() < len {
         v.resize(len, T::default());
     }

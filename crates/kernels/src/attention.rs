@@ -4,7 +4,7 @@
 //! anew, and joined in ascending order, whether one thread walks all of them (prefill, where there are many rows) or
 //! each is a piece of work of its own (decode, where there are few): the same operations in the same order.
 
-use crate::activations::{Out, Tile, tiles};
+use crate::activations::{Out, Tile, grow, tiles};
 use crate::arch::generic::AttendArgs;
 use crate::arch::generic::attention::{LOWEST, MAX_ROWS, PAGE};
 use crate::backend::Backend;
@@ -247,11 +247,5 @@ impl KvLayer {
             p.keys.extend(self.pages().map(|page| page[self.key_offset(head)..].as_ptr()));
             p.values.extend(self.pages().map(|page| page[self.value_offset(head)..].as_ptr()));
         }
-    }
-}
-
-fn grow<T: Default + Clone>(v: &mut Vec<T>, len: usize) {
-    if v.len() < len {
-        v.resize(len, T::default());
     }
 }

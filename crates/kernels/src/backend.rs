@@ -1,6 +1,6 @@
 //! A backend: one instruction set and one pool of threads, and the operations a network is made of.
 
-use crate::activations::{Activations, Input, Out, QuantizedInput, Tile, tiles};
+use crate::activations::{Activations, Input, Out, QuantizedInput, Tile, grow, tiles};
 use crate::arch::generic::dense::Element;
 use crate::arch::generic::{DenseArgs, TileArgs};
 use crate::arch::{self, Kernels};
@@ -203,7 +203,7 @@ impl Backend {
             (None, _) => &[],
             (Some(_), Input::Rows(x)) => x,
             (Some(k), made) => {
-                whole.resize(whole.len().max(m * k), 0.0);
+                grow(whole, m * k);
                 self.rows(&mut whole[..m * k], k, &|i, row| {
                     made.row(self.kernels, i, k, row);
                 });
