@@ -1,8 +1,8 @@
 //! Activations of one matmul input as integer planes, cut into tiles of rows.
 
-use crate::arch::Kernels;
-use crate::arch::generic::QuantizeArgs;
-use crate::pack::{BlockAt, PackedMatrix};
+use crate::arch::generic::{DigitOrder, QuantizeArgs};
+use crate::arch::{Kernels, band_rows};
+use crate::pack::{BlockAt, PackedMatrix, STEP};
 use crate::threads::Pool;
 
 /// How precisely activations enter a matmul with quantized weights. A property of the request, the same for every row.
@@ -130,6 +130,8 @@ pub(crate) fn tiles(m: usize, sizes: &[usize], out: &mut Vec<Tile>) {
 pub(crate) struct QuantizedInput {
     pub tiles: Vec<Tile>,
     pub planes: usize,
+    /// How the digits stand: for tile kernels or for band kernels.
+    pub order: DigitOrder,
     /// Quads of one row and plane.
     pub quads: usize,
     pub blocks: usize,
@@ -150,8 +152,13 @@ impl QuantizedInput {
         let blocks: &[BlockAt] = &weight.blocks;
         self.planes = activations.planes();
         self.blocks = blocks.len();
-        self.quads = blocks.last().map_or(0, |b| b.x_quads + b.padded_quads());
-        tiles(m, kernels.tile_rows[self.planes - 1], &mut self.tiles);
+        // groups that fill no step are left to the vectors: a tile unit would mostly multiply padding
+        let filled = !blocks.is_empty() && blocks.len() * STEP <= weight.in_features.next_multiple_of(STEP);
+        let band = filled && m >= kernels.band_from[self.planes - 1];
+        self.order = if band { DigitOrder::Steps } else { DigitOrder::Quads };
+        self.quads = self.order.quads(blocks);
+        let sizes = if band { &[band_rows(self.planes)] } else { kernels.tile_rows[self.planes - 1] };
+        tiles(m, sizes, &mut self.tiles);
         let padded = self.tiles.last().map_or(0, |t| t.padded_start + t.rows);
         // stale digits of padding rows are harmless: their results are never read
         grow(&mut self.digits, padded * self.planes * self.quads);
@@ -165,6 +172,7 @@ impl QuantizedInput {
         assert!(permutation.is_none_or(|p| p.len() == k), "a permutation has K entries");
         let (digits, scales, sums) = (Out(self.digits.as_mut_ptr()), Out(self.scales.as_mut_ptr()), Out(self.sums.as_mut_ptr()));
         let rows = Out(self.rows.as_mut_ptr());
+        let order = self.order;
         let quantize = kernels.quantize[self.planes - 1];
         let this = &*self;
         let one_tile = |i: usize| {
@@ -183,6 +191,7 @@ impl QuantizedInput {
                         rows: t.rows,
                         row,
                         scale: weight.activation_scale,
+                        order,
                         planes: digits.at(t.padded_start * this.planes * this.quads),
                         scales: scales.at(t.padded_start * this.blocks),
                         sums: sums.at(t.padded_start * this.blocks * this.sum_kinds()),

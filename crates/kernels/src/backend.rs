@@ -2,12 +2,13 @@
 
 use crate::activations::{Activations, Input, Out, QuantizedInput, Tile, grow, tiles};
 use crate::arch::generic::dense::Element;
-use crate::arch::generic::{DenseArgs, TileArgs};
-use crate::arch::{self, Kernels};
+use crate::arch::generic::{DenseArgs, DigitOrder, TileArgs};
+use crate::arch::{self, BAND_TILES, BandArgs, Kernels, band_rows};
 use crate::pack::{PANEL, PackedDense, PackedMatrix};
 use crate::threads::Pool;
 use crate::{Isa, KernelError};
 use billfish_tensor::DType;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 /// Weight bytes that one claim of a thread should cover at least: long enough to hide the claim, short enough to balance.
@@ -129,7 +130,12 @@ impl Backend {
     /// [`KernelError::IsaMissing`] if the machine lacks `isa`, [`KernelError::Threads`] if threads cannot be started.
     pub fn new(isa: Isa, threads: usize) -> Result<Self, KernelError> {
         let isa = Isa::choose(Some(isa.name()))?;
-        Ok(Self { kernels: arch::kernels(isa), pool: Pool::new(threads)? })
+        Self::with(arch::kernels(isa), threads)
+    }
+
+    /// A backend for a table that this machine can run.
+    pub(crate) fn with(kernels: &'static Kernels, threads: usize) -> Result<Self, KernelError> {
+        Ok(Self { kernels, pool: Pool::new(threads)? })
     }
 
     /// The instruction set in use.
@@ -186,8 +192,15 @@ impl Backend {
             let panels = weight.out_features().div_ceil(PANEL);
             let (count, at_once) = match weight {
                 Weight::Quantized(w) => {
-                    let t = &inputs[input].tiles;
-                    (t.len(), tiles_at_once(t.first().map_or(1, |t| t.rows), w.in_features * inputs[input].planes))
+                    let input = &inputs[input];
+                    let at_once = tiles_at_once(input.tiles.first().map_or(1, |t| t.rows), w.in_features * input.planes);
+                    // a band kernel unpacks codes for all its tiles once
+                    let at_once = match (input.order, at_once) {
+                        (DigitOrder::Quads, _) => at_once,
+                        (DigitOrder::Steps, ..BAND_TILES) => at_once.max(2),
+                        (DigitOrder::Steps, _) => at_once / BAND_TILES * BAND_TILES,
+                    };
+                    (input.tiles.len(), at_once)
                 }
                 Weight::Dense(w) => (dense_tiles.len(), tiles_at_once(dense_tiles.first().map_or(1, |t| t.rows), w.in_features * 4)),
             };
@@ -221,7 +234,13 @@ impl Backend {
             let Some((weight, out, add)) = flat[c.product] else { return };
             for p in c.panels.0..c.panels.1 {
                 match weight {
-                    Weight::Quantized(w) => self.quantized_panel(w, &inputs[c.input], c.tiles, p, out, add),
+                    Weight::Quantized(w) => {
+                        let input = &inputs[c.input];
+                        match input.order {
+                            DigitOrder::Quads => self.quantized_panel(w, input, c.tiles, p, out, add),
+                            DigitOrder::Steps => self.quantized_bands(w, input, c.tiles, p, out, add),
+                        }
+                    }
                     Weight::Dense(w) => self.dense_panel(w, &dense_tiles[c.tiles.0..c.tiles.1], floats, p, out, add),
                 }
             }
@@ -250,7 +269,39 @@ impl Backend {
                     fresh: i == 0,
                 });
             }
-            store(&result, t, p, w.out_features, w.bias.as_deref(), out, add);
+            store(&result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), out, add);
+        }
+    }
+
+    fn quantized_bands(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, out: Out<f32>, add: bool) {
+        const HALF: usize = PANEL / 2;
+        let kernel = (self.kernels.band)(w.panel_bits, input.planes).expect("digits stand so only where there are band kernels");
+        let rows = band_rows(input.planes);
+        let mut result = [MaybeUninit::<f32>::uninit(); BAND_TILES * band_rows(1) * PANEL];
+        for band in input.tiles[tiles.0..tiles.1].chunks(BAND_TILES) {
+            let (digits, scales, sums) = input.tile(&band[0]);
+            let tile = TileArgs {
+                panel: w.panel(p).as_ptr(),
+                blocks: &w.blocks,
+                scale: w.scale,
+                zero: w.zero,
+                x: digits.as_ptr(),
+                x_scales: scales.as_ptr(),
+                x_sums: sums.as_ptr(),
+                out: result.as_mut_ptr().cast(),
+                fresh: false,
+            };
+            // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
+            // activations of these tiles were quantized for the same blocks, and `result` holds so many rows of a panel.
+            unsafe { kernel(&BandArgs { tile, tiles: band.len() }) };
+            // SAFETY: the kernel has written the results of all of its tiles.
+            let result = unsafe { std::slice::from_raw_parts(result.as_ptr().cast::<f32>(), band.len() * rows * PANEL) };
+            for (i, rows) in result.chunks_exact(rows * HALF).enumerate() {
+                let first = p * PANEL + i / band.len() * HALF;
+                if first < w.out_features {
+                    store(rows, HALF, &band[i % band.len()], first, w.out_features, w.bias.as_deref(), out, add);
+                }
+            }
         }
     }
 
@@ -269,7 +320,7 @@ impl Backend {
             // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, the rows K floats each,
             // `result` MAX_ROWS rows.
             unsafe { kernel(&DenseArgs { panel: w.panel(p).as_ptr(), k, x: rows, out: result.as_mut_ptr() }) };
-            store(&result, t, p, w.out_features, w.bias.as_deref(), out, add);
+            store(&result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), out, add);
         }
     }
 
@@ -328,15 +379,17 @@ impl Backend {
 /// Rows of the largest tile of any kernel.
 const MAX_ROWS: usize = 12;
 
-/// Copies the real rows and columns of a panel's result to `out`, `[M, n]`, with the bias, or adds them.
-fn store(result: &[f32], t: &Tile, p: usize, n: usize, bias: Option<&[f32]>, out: Out<f32>, add: bool) {
-    let cols = PANEL.min(n - p * PANEL);
+/// Copies the real rows and columns of a result of `width` columns, from column `first` on, to `out`, `[M, n]`, with the
+/// bias, or adds them.
+#[expect(clippy::too_many_arguments, reason = "one place where results leave")]
+fn store(result: &[f32], width: usize, t: &Tile, first: usize, n: usize, bias: Option<&[f32]>, out: Out<f32>, add: bool) {
+    let cols = width.min(n - first);
     for r in 0..t.count {
-        let row = &result[r * PANEL..r * PANEL + cols];
-        let at = out.at((t.start + r) * n + p * PANEL);
+        let row = &result[r * width..r * width + cols];
+        let at = out.at((t.start + r) * n + first);
         // SAFETY: row `start + r` and these columns lie inside `out`, and no other chunk writes them.
         let place = unsafe { std::slice::from_raw_parts_mut(at, cols) };
-        match (bias.map(|b| &b[p * PANEL..]), add) {
+        match (bias.map(|b| &b[first..]), add) {
             (None, false) => place.copy_from_slice(row),
             (None, true) => place.iter_mut().zip(row).for_each(|(o, &v)| *o += v),
             (Some(b), false) => place.iter_mut().zip(row).zip(b).for_each(|((o, &v), &b)| *o = v + b),

@@ -4,10 +4,12 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KernelError {
     /// An instruction set that the machine lacks was asked for.
-    #[error("instruction set `{isa}` was asked for, but this CPU lacks it (it has: {found}); unset BILLFISH_ISA or choose one of these")]
+    #[error("instruction set `{isa}` was asked for, but {reason} (available: {found}); unset BILLFISH_ISA or choose one of these")]
     IsaMissing {
         /// The one asked for.
         isa: &'static str,
+        /// Why the machine cannot run it.
+        reason: &'static str,
         /// Those the machine has.
         found: String,
     },

@@ -13,6 +13,8 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
+    /// AVX-512 with the tiles of AMX for products of bytes with many rows.
+    Amx,
     /// What every 64-bit Arm CPU has.
     Neon,
     /// NEON with the dot products of Armv8.2.
@@ -20,11 +22,11 @@ pub enum Isa {
 }
 
 /// Names that `BILLFISH_ISA` takes.
-pub const ISA_NAMES: &str = "scalar, avx2, avxvnni, avx512, neon, dotprod";
+pub const ISA_NAMES: &str = "scalar, avx2, avxvnni, avx512, amx, neon, dotprod";
 
 impl Isa {
     /// All of them, those of one architecture slowest first.
-    pub const ALL: [Isa; 6] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon, Isa::DotProd];
+    pub const ALL: [Isa; 7] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Amx, Isa::Neon, Isa::DotProd];
 
     /// Its name on the command line and in reports.
     pub fn name(self) -> &'static str {
@@ -33,6 +35,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
             Isa::Neon => "neon",
             Isa::DotProd => "dotprod",
         }
@@ -40,6 +43,21 @@ impl Isa {
 
     /// Whether this machine has it.
     pub fn is_available(self) -> bool {
+        self.missing().is_none()
+    }
+
+    /// Why this machine cannot run it; none if it can. Of tiles this is more than what the processor has: the system must
+    /// permit their use, and a few products on them must have the bits of portable code.
+    pub fn missing(self) -> Option<&'static str> {
+        #[cfg(target_arch = "x86_64")]
+        if self == Isa::Amx {
+            return crate::arch::amx::missing();
+        }
+        (!self.has_features()).then_some("this CPU lacks it")
+    }
+
+    /// Whether the processor has the features that the kernels are compiled for.
+    fn has_features(self) -> bool {
         match self {
             Isa::Scalar => true,
             #[cfg(target_arch = "x86_64")]
@@ -79,11 +97,12 @@ impl Isa {
         };
         let isa = Isa::ALL.into_iter().find(|i| i.name() == name);
         let isa = isa.ok_or_else(|| KernelError::IsaUnknown { found: name.into(), expected: ISA_NAMES })?;
-        if isa.is_available() {
-            Ok(isa)
-        } else {
-            let found = Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ");
-            Err(KernelError::IsaMissing { isa: isa.name(), found })
+        match isa.missing() {
+            None => Ok(isa),
+            Some(reason) => {
+                let found = Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ");
+                Err(KernelError::IsaMissing { isa: isa.name(), reason, found })
+            }
         }
     }
 }
@@ -103,7 +122,12 @@ mod tests {
     #[test]
     fn one_that_is_missing_is_an_error() {
         for isa in Isa::ALL {
-            assert_eq!(Isa::choose(Some(isa.name())).is_ok(), isa.is_available());
+            let chosen = Isa::choose(Some(isa.name()));
+            assert_eq!(chosen.is_ok(), isa.is_available());
+            if let Some(reason) = isa.missing() {
+                let message = chosen.unwrap_err().to_string();
+                assert!(message.contains(isa.name()) && message.contains(reason) && message.contains("scalar"), "{message}");
+            }
         }
     }
 }

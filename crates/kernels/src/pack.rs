@@ -80,12 +80,22 @@ pub(crate) struct BlockAt {
     pub data: usize,
     /// Quads of activations before this block (each block takes [`BlockAt::padded_quads`]).
     pub x_quads: usize,
+    /// Steps of a tile unit before this block (each block takes [`BlockAt::steps`]).
+    pub x_steps: usize,
 }
+
+/// Rows of weights that a tile unit takes in a step: sixteen quads, which every chunk size divides.
+pub(crate) const STEP: usize = 64;
 
 impl BlockAt {
     /// Quads of activations of this block: whole runs of 32 rows, which every chunk size divides.
     pub fn padded_quads(&self) -> usize {
         self.len.div_ceil(32) * 8
+    }
+
+    /// Steps of a tile unit.
+    pub fn steps(&self) -> usize {
+        self.len.div_ceil(STEP)
     }
 }
 
@@ -357,7 +367,7 @@ fn turn_2(w: u32) -> u32 {
 /// Blocks of a panel and its bytes.
 fn layout(order: &RowOrder, panel_bits: u32, head_bytes: usize) -> (Vec<BlockAt>, usize) {
     let (chunk_rows, chunk_lines) = chunk_shape(panel_bits);
-    let (mut blocks, mut k, mut at, mut x_quads) = (vec![], 0, 0, 0);
+    let (mut blocks, mut k, mut at, mut x_quads, mut x_steps) = (vec![], 0, 0, 0, 0);
     for &rows in order.group_rows.iter().filter(|&&r| r > 0) {
         let head = at;
         at += head_bytes.next_multiple_of(64);
@@ -365,9 +375,10 @@ fn layout(order: &RowOrder, panel_bits: u32, head_bytes: usize) -> (Vec<BlockAt>
         while k < end {
             let len = (end - k).min(BLOCK);
             let chunks = len.div_ceil(chunk_rows);
-            let block = BlockAt { k, len, chunks, head, data: at, x_quads };
+            let block = BlockAt { k, len, chunks, head, data: at, x_quads, x_steps };
             at += chunks * 4 * chunk_lines * 64;
             x_quads += block.padded_quads();
+            x_steps += block.steps();
             blocks.push(block);
             k += len;
         }

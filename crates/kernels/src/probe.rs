@@ -16,13 +16,13 @@ impl Backend {
         begin.elapsed().as_secs_f64()
     }
 
-    /// Operations per second (a multiply-add is two) of dot products of bytes, from registers.
+    /// Operations per second (a multiply-add is two) of dot products of bytes, from registers or tiles.
     pub fn probe_dots(&self) -> f64 {
         let seconds = self.on_all_threads(&|_| {
             // SAFETY: the table's instruction set is available.
             black_box(unsafe { (self.kernels.probe_dots)(black_box(ROUNDS)) });
         });
-        (2 * 64 * crate::arch::generic::probe::CHAINS * ROUNDS * self.threads()) as f64 / seconds
+        (2 * self.kernels.probe_dots_work * ROUNDS * self.threads()) as f64 / seconds
     }
 
     /// Operations per second (a multiply-add is two) of `f32` fused multiply-adds, from registers.

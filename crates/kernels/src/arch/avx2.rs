@@ -61,6 +61,11 @@ impl<const VNNI: bool> Vector for Ymm<VNNI> {
         pair(a, b, |x, y| unsafe { _mm256_mullo_epi32(x, y) })
     }
     #[inline(always)]
+    unsafe fn sub_bytes(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_sub_epi8(x, y) })
+    }
+    #[inline(always)]
     unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: see above.
         pair(a, b, |x, y| unsafe { _mm256_and_si256(x, y) })

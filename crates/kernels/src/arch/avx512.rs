@@ -44,6 +44,11 @@ impl Vector for Avx512 {
         unsafe { _mm512_mullo_epi32(a, b) }
     }
     #[inline(always)]
+    unsafe fn sub_bytes(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_epi8(a, b) }
+    }
+    #[inline(always)]
     unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: see above.
         unsafe { _mm512_and_si512(a, b) }

@@ -4,6 +4,8 @@
 pub(crate) mod generic;
 pub(crate) mod vector;
 
+#[cfg(any(test, target_arch = "x86_64"))]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -26,6 +28,26 @@ pub(crate) type TileFn = unsafe fn(&TileArgs);
 /// A kernel over one dense panel; see [`generic::dense::tile`].
 pub(crate) type DenseFn = unsafe fn(&DenseArgs);
 
+/// A kernel over some tiles of rows and one panel; see `amx::kernel::band`.
+pub(crate) type BandFn = unsafe fn(&BandArgs);
+
+/// Tiles of rows that a band kernel takes at once, at most.
+pub(crate) const BAND_TILES: usize = 4;
+
+/// Rows of a tile of a band kernel: two tiles of a tile unit where there is one plane.
+pub(crate) const fn band_rows(planes: usize) -> usize {
+    if planes == 1 { 32 } else { 16 }
+}
+
+/// What a band kernel works on.
+pub(crate) struct BandArgs<'a> {
+    /// As of a tile kernel, but for each tile of [`band_rows`] rows after another: digits in
+    /// [`generic::DigitOrder::Steps`], scales, sums; and the result `[half panel][tile][row][32]`.
+    pub tile: TileArgs<'a>,
+    /// Tiles of rows, 1 to [`BAND_TILES`].
+    pub tiles: usize,
+}
+
 /// An attention kernel; see [`generic::attention::attend`].
 pub(crate) type AttendFn = unsafe fn(&AttendArgs);
 /// See [`generic::attention::merge`].
@@ -38,6 +60,10 @@ pub(crate) struct Kernels {
     pub tile_rows: [&'static [usize]; 3],
     /// The kernel for a panel of `bits`, activations of `planes`, tiles of `rows`.
     pub tile: fn(bits: u32, planes: usize, rows: usize) -> Option<TileFn>,
+    /// Rows from which band kernels are used, by number of activation planes - 1.
+    pub band_from: [usize; 3],
+    /// The band kernel for a panel of `bits` and activations of `planes`.
+    pub band: fn(bits: u32, planes: usize) -> Option<BandFn>,
     /// Rows that a dense kernel exists for, ascending.
     pub dense_rows: &'static [usize],
     /// The kernel for dense weights of an element size class (see [`generic::dense::Element`]) and tiles of `rows`.
@@ -58,6 +84,8 @@ pub(crate) struct Kernels {
     pub to_f16: unsafe fn(&[f32], &mut [u16]),
     /// See [`generic::probe`].
     pub probe_dots: unsafe fn(usize) -> i32,
+    /// Multiply-adds of a round of `probe_dots`.
+    pub probe_dots_work: usize,
     /// See [`generic::probe`].
     pub probe_fmas: unsafe fn(usize) -> f32,
     /// See [`generic::probe`].
@@ -183,6 +211,8 @@ macro_rules! stamp {
             isa: crate::isa::Isa::$isa,
             tile_rows: [$(&[$($rows),*]),*],
             tile: tile_for,
+            band_from: [usize::MAX; 3],
+            band: |_, _| None,
             dense_rows: &[$($drows),*],
             dense: dense_for,
             quantize: [quantize::<1>, quantize::<2>, quantize::<3>],
@@ -193,6 +223,7 @@ macro_rules! stamp {
             silu_mul,
             to_f16,
             probe_dots,
+            probe_dots_work: 64 * generic::probe::CHAINS,
             probe_fmas,
             probe_read,
             #[cfg(test)]
@@ -212,6 +243,8 @@ pub(crate) fn kernels(isa: Isa) -> &'static Kernels {
         Isa::AvxVnni => &avxvnni::KERNELS,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => &avx512::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => &amx::KERNELS,
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
         Isa::Neon => &neon::KERNELS,
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]

@@ -108,6 +108,11 @@ impl<const DOT: bool> Vector for Quads<DOT> {
         unsafe { zip(a, b, |a, b| vmulq_s32(a, b)) }
     }
     #[inline(always)]
+    unsafe fn sub_bytes(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { zip(a, b, |a, b| vreinterpretq_s32_s8(vsubq_s8(vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)))) }
+    }
+    #[inline(always)]
     unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: see above.
         unsafe { zip(a, b, |a, b| vandq_s32(a, b)) }

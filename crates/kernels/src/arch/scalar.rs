@@ -53,6 +53,13 @@ impl Vector for Scalar {
         zip(a, b, i32::wrapping_mul)
     }
     #[inline(always)]
+    unsafe fn sub_bytes(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, |x, y| {
+            let (x, y) = (x.to_le_bytes(), y.to_le_bytes());
+            i32::from_le_bytes(std::array::from_fn(|j| x[j].wrapping_sub(y[j])))
+        })
+    }
+    #[inline(always)]
     unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I {
         zip(a, b, |x, y| x & y)
     }

@@ -61,6 +61,7 @@ pub(crate) unsafe fn operations<V: Vector>(sample: &Sample) -> Vec<Outcome> {
             "splat_i": V::splat_i(single),
             "add_i": V::add_i(a, b),
             "mul_i": V::mul_i(a, b),
+            "sub_bytes": V::sub_bytes(a, b),
             "and_i": V::and_i(a, b),
             "or_i": V::or_i(a, b),
             "shr_i 1": V::shr_i::<1>(a),

@@ -27,6 +27,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
     /// Low 32 bits of the product.
     unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I;
+    /// Wrapping difference of each byte.
+    unsafe fn sub_bytes(a: Self::I, b: Self::I) -> Self::I;
     /// Bitwise and.
     unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I;
     /// Bitwise or.

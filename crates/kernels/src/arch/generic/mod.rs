@@ -11,7 +11,7 @@ pub(crate) mod quantize;
 pub(crate) use attention::AttendArgs;
 pub(crate) use dense::DenseArgs;
 pub(crate) use panel::TileArgs;
-pub(crate) use quantize::QuantizeArgs;
+pub(crate) use quantize::{DigitOrder, QuantizeArgs};
 
 /// Hides where a pointer comes from, at no cost: without it the compiler hoists every broadcast of a loop out of it and
 /// spills registers to do so.

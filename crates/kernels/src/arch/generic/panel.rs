@@ -49,12 +49,12 @@ pub(crate) struct TileArgs<'a> {
 }
 
 /// Lines of 64 bytes in a chunk.
-const fn lines(bits: u32) -> usize {
+pub(crate) const fn lines(bits: u32) -> usize {
     if bits == 3 { 3 } else { 1 }
 }
 
 /// Quads of k in a chunk.
-const fn quads(bits: u32) -> usize {
+pub(crate) const fn quads(bits: u32) -> usize {
     match bits {
         2 => 4,
         3 => 8,
@@ -65,7 +65,7 @@ const fn quads(bits: u32) -> usize {
 
 /// Unpacks quad `i` of the chunk at `p`: bytes `0..2^bits`.
 #[inline(always)]
-unsafe fn unpack<V: Vector, const BITS: u32>(line: &[V::I; 3], i: usize) -> V::I {
+pub(crate) unsafe fn unpack<V: Vector, const BITS: u32>(line: &[V::I; 3], i: usize) -> V::I {
     // SAFETY: arithmetic on lanes; the caller has the instruction set.
     unsafe {
         let mask = |v, m: i32| V::and_i(v, V::splat_i(m * 0x0101_0101));
@@ -93,7 +93,7 @@ unsafe fn unpack<V: Vector, const BITS: u32>(line: &[V::I; 3], i: usize) -> V::I
 
 /// Loads the lines of a chunk.
 #[inline(always)]
-unsafe fn load<V: Vector, const BITS: u32>(p: *const u8) -> [V::I; 3] {
+pub(crate) unsafe fn load<V: Vector, const BITS: u32>(p: *const u8) -> [V::I; 3] {
     // SAFETY: the chunk is `lines(BITS)` lines long.
     unsafe {
         let first = V::load_i(p);
@@ -103,7 +103,7 @@ unsafe fn load<V: Vector, const BITS: u32>(p: *const u8) -> [V::I; 3] {
 
 /// `-z * sum` for the sixteen columns of vector `v`.
 #[inline(always)]
-unsafe fn zero_term<V: Vector>(a: &TileArgs, head: *const u8, v: usize, sum: i32) -> V::I {
+pub(crate) unsafe fn zero_term<V: Vector>(a: &TileArgs, head: *const u8, v: usize, sum: i32) -> V::I {
     // SAFETY: a head holds 64 scales, then 64 zero points of the stated kind.
     unsafe {
         let zeros = head.add(PANEL * a.scale.bytes());
@@ -118,7 +118,7 @@ unsafe fn zero_term<V: Vector>(a: &TileArgs, head: *const u8, v: usize, sum: i32
 
 /// Scales of the sixteen columns of vector `v`.
 #[inline(always)]
-unsafe fn scales<V: Vector>(a: &TileArgs, head: *const u8, v: usize) -> V::F {
+pub(crate) unsafe fn scales<V: Vector>(a: &TileArgs, head: *const u8, v: usize) -> V::F {
     // SAFETY: a head begins with 64 scales of the stated kind.
     unsafe {
         match a.scale {

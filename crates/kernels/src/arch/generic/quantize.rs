@@ -1,11 +1,64 @@
 //! Activations to integers: one scale a block, 1 to 3 balanced base-256 digits a value.
 
 use crate::arch::vector::Vector;
-use crate::pack::BlockAt;
+use crate::pack::{BlockAt, STEP};
 use billfish_tensor::ActivationScale;
 
 /// Largest integer of each precision: the largest whose top digit still fits a signed byte.
 pub(crate) const LIMIT: [f32; 3] = [127.0, 32512.0, 8_323_072.0];
+
+/// In which order the digits of a tile of rows stand: in dwords of four, for four neighbouring k.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) enum DigitOrder {
+    /// `[block][plane][quad][row]`: what a vector kernel broadcasts, one after another.
+    #[default]
+    Quads,
+    /// `[block][step][plane][row][16 quads]`: tiles of a tile unit, one after another.
+    Steps,
+}
+
+/// Where the digits of a block are, in dwords.
+struct Places {
+    /// The first of the tile.
+    block: usize,
+    /// From one plane to the next.
+    plane: usize,
+    /// From one row to the next.
+    row: usize,
+    /// From one quad to the next, inside a run of sixteen.
+    quad: usize,
+    /// From one run of sixteen quads to the next.
+    run: usize,
+    /// Quads, padding included.
+    quads: usize,
+}
+
+impl DigitOrder {
+    /// Quads of each row and plane in all of `blocks`, padding included.
+    pub fn quads(self, blocks: &[BlockAt]) -> usize {
+        match (self, blocks.last()) {
+            (_, None) => 0,
+            (DigitOrder::Quads, Some(b)) => b.x_quads + b.padded_quads(),
+            (DigitOrder::Steps, Some(b)) => (b.x_steps + b.steps()) * STEP / 4,
+        }
+    }
+
+    /// The places of a block in a tile of `rows` rows of `planes` planes.
+    #[inline(always)]
+    fn places(self, block: &BlockAt, planes: usize, rows: usize) -> Places {
+        let quads = STEP / 4;
+        match self {
+            DigitOrder::Quads => {
+                let plane = block.padded_quads() * rows;
+                Places { block: block.x_quads * planes * rows, plane, row: 1, quad: rows, run: quads * rows, quads: block.padded_quads() }
+            }
+            DigitOrder::Steps => {
+                let (plane, run) = (quads * rows, quads * rows * planes);
+                Places { block: block.x_steps * run, plane, row: quads, quad: 1, run, quads: block.steps() * quads }
+            }
+        }
+    }
+}
 
 /// One row of activations and where its digits go: row `row` of a tile of `rows`.
 pub(crate) struct QuantizeArgs<'a> {
@@ -21,7 +74,9 @@ pub(crate) struct QuantizeArgs<'a> {
     pub row: usize,
     /// What shares a scale, if there is one plane.
     pub scale: ActivationScale,
-    /// `[block][plane][quad][rows]` dwords.
+    /// In which order the digits go to `planes`.
+    pub order: DigitOrder,
+    /// Dwords of four digits.
     pub planes: *mut i32,
     /// `[block][rows]`.
     pub scales: *mut f32,
@@ -88,10 +143,10 @@ pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
             };
             *a.scales.add(b * a.rows + a.row) = scale;
 
-            let plane = block.padded_quads() * a.rows;
-            let base = a.planes.add(block.x_quads * P * a.rows + a.row);
+            let places = a.order.places(block, P, a.rows);
+            let base = a.planes.add(places.block + a.row * places.row);
             let (mut low_sum, mut top_sum) = (0i32, 0i32);
-            for i in 0..vectors.next_multiple_of(2) {
+            for i in 0..places.quads / 4 {
                 let mut v = V::splat_i(0);
                 if i < vectors && usable {
                     v = V::to_i(V::mul_f(V::load_f(values.as_ptr().add(16 * i)), V::splat_f(inverse)));
@@ -114,8 +169,9 @@ pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
                         low_sum += sum * weight;
                     }
                     let (dwords, _) = digits.as_chunks::<4>();
+                    let place = base.add(p * places.plane + i / 4 * places.run + i % 4 * 4 * places.quad);
                     for (q, dword) in dwords.iter().enumerate() {
-                        *base.add(p * plane + (4 * i + q) * a.rows) = i32::from_le_bytes(*dword);
+                        *place.add(q * places.quad) = i32::from_le_bytes(*dword);
                     }
                 }
             }
