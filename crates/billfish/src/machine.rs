@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn features_agree_with_the_kernels() {
         let features = cpu_features();
-        for (isa, feature) in [(crate::Isa::Avx2, "avx2"), (crate::Isa::Avx512, "avx512vnni")] {
+        for (isa, feature) in [(crate::Isa::Avx2, "avx2"), (crate::Isa::Avx512, "avx512vnni"), (crate::Isa::Amx, "amx_int8")] {
             assert!(!isa.is_available() || features.contains(&feature), "{features:?}");
         }
     }

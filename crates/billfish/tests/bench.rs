@@ -346,6 +346,10 @@ fn the_long_version_says_what_it_would_run_on() {
         assert!(long.lines().any(|l| l.starts_with(line)), "{line} in {long}");
     }
     assert!(long.contains("k4n16-w3, k4n16-w4") && long.contains("scalar") && long.contains("dense-bf16"), "{long}");
+    // whoever has no tiles is told why
+    assert!(
+        !cfg!(target_arch = "x86_64") || long.contains(" amx") && long.contains(billfish::Isa::Amx.missing().unwrap_or("amx available"))
+    );
     let mut command = billfish(&["-V", "-v"]);
     command.env("BILLFISH_ISA", "scalar");
     assert!(output(command).1.contains("runs on      scalar ("));

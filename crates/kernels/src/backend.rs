@@ -3,7 +3,7 @@
 use crate::activations::{Activations, Input, Out, QuantizedInput, Tile, grow, tiles};
 use crate::arch::generic::dense::Element;
 use crate::arch::generic::{DenseArgs, DigitOrder, TileArgs};
-use crate::arch::{self, BAND_TILES, BandArgs, Kernels, band_rows};
+use crate::arch::{self, BAND_TILES, Kernels, band_rows};
 use crate::pack::{PANEL, PackedDense, PackedMatrix};
 use crate::threads::Pool;
 use crate::{Isa, KernelError};
@@ -280,7 +280,7 @@ impl Backend {
         let mut result = [MaybeUninit::<f32>::uninit(); BAND_TILES * band_rows(1) * PANEL];
         for band in input.tiles[tiles.0..tiles.1].chunks(BAND_TILES) {
             let (digits, scales, sums) = input.tile(&band[0]);
-            let tile = TileArgs {
+            let args = TileArgs {
                 panel: w.panel(p).as_ptr(),
                 blocks: &w.blocks,
                 scale: w.scale,
@@ -293,7 +293,7 @@ impl Backend {
             };
             // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
             // activations of these tiles were quantized for the same blocks, and `result` holds so many rows of a panel.
-            unsafe { kernel(&BandArgs { tile, tiles: band.len() }) };
+            unsafe { kernel(&args, band.len()) };
             // SAFETY: the kernel has written the results of all of its tiles.
             let result = unsafe { std::slice::from_raw_parts(result.as_ptr().cast::<f32>(), band.len() * rows * PANEL) };
             for (i, rows) in result.chunks_exact(rows * HALF).enumerate() {
@@ -381,7 +381,7 @@ const MAX_ROWS: usize = 12;
 
 /// Copies the real rows and columns of a result of `width` columns, from column `first` on, to `out`, `[M, n]`, with the
 /// bias, or adds them.
-#[expect(clippy::too_many_arguments, reason = "one place where results leave")]
+#[allow(clippy::too_many_arguments)] // the one place where results leave
 fn store(result: &[f32], width: usize, t: &Tile, first: usize, n: usize, bias: Option<&[f32]>, out: Out<f32>, add: bool) {
     let cols = width.min(n - first);
     for r in 0..t.count {

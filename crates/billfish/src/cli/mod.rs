@@ -20,7 +20,7 @@ use clap::{Parser, Subcommand};
 /// Runs GPTQ-family language models from their packed weights.
 #[derive(Parser)]
 #[command(name = "billfish", disable_version_flag = true, max_term_width = 110, arg_required_else_help = true)]
-#[command(after_help = "Environment: BILLFISH_ISA=scalar|avx2|avx512 forces an instruction set.")]
+#[command(after_help = "Environment: BILLFISH_ISA=scalar|avx2|avxvnni|avx512|amx|neon|dotprod forces an instruction set.")]
 struct Cli {
     /// Print the version
     #[arg(long, short = 'V')]

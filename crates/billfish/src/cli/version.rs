@@ -22,6 +22,9 @@ pub fn run(verbose: bool) -> Result<()> {
     writeln!(out, "features     {}", machine.features.join(" "))?;
     writeln!(out, "system       {}", machine.os)?;
     writeln!(out, "runs on      {} ({} available)", isa.name(), Isa::available().map(Isa::name).collect::<Vec<_>>().join(", "))?;
+    if let Some(reason) = Isa::Amx.missing().filter(|_| cfg!(target_arch = "x86_64")) {
+        writeln!(out, "not amx      {reason}")?;
+    }
     writeln!(out, "kernels      {}", kernels.join(", "))?;
     Ok(())
 }

@@ -28,8 +28,10 @@ pub(crate) type TileFn = unsafe fn(&TileArgs);
 /// A kernel over one dense panel; see [`generic::dense::tile`].
 pub(crate) type DenseFn = unsafe fn(&DenseArgs);
 
-/// A kernel over some tiles of rows and one panel; see `amx::kernel::band`.
-pub(crate) type BandFn = unsafe fn(&BandArgs);
+/// A kernel over 1 to [`BAND_TILES`] tiles of [`band_rows`] rows and one panel; see `amx::kernel::band`. It takes what a
+/// tile kernel takes, for each tile of rows after another: digits in [`generic::DigitOrder::Steps`], scales and sums; its
+/// result is `[half panel][tile][row][32]`.
+pub(crate) type BandFn = unsafe fn(a: &TileArgs, tiles: usize);
 
 /// Tiles of rows that a band kernel takes at once, at most.
 pub(crate) const BAND_TILES: usize = 4;
@@ -37,15 +39,6 @@ pub(crate) const BAND_TILES: usize = 4;
 /// Rows of a tile of a band kernel: two tiles of a tile unit where there is one plane.
 pub(crate) const fn band_rows(planes: usize) -> usize {
     if planes == 1 { 32 } else { 16 }
-}
-
-/// What a band kernel works on.
-pub(crate) struct BandArgs<'a> {
-    /// As of a tile kernel, but for each tile of [`band_rows`] rows after another: digits in
-    /// [`generic::DigitOrder::Steps`], scales, sums; and the result `[half panel][tile][row][32]`.
-    pub tile: TileArgs<'a>,
-    /// Tiles of rows, 1 to [`BAND_TILES`].
-    pub tiles: usize,
 }
 
 /// An attention kernel; see [`generic::attention::attend`].

@@ -107,6 +107,7 @@ impl<const DOT: bool> Vector for Quads<DOT> {
         // SAFETY: see above.
         unsafe { zip(a, b, |a, b| vmulq_s32(a, b)) }
     }
+    #[cfg(test)]
     #[inline(always)]
     unsafe fn sub_bytes(a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: see above.

@@ -52,6 +52,7 @@ impl Vector for Scalar {
     unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I {
         zip(a, b, i32::wrapping_mul)
     }
+    #[cfg(any(test, target_arch = "x86_64"))]
     #[inline(always)]
     unsafe fn sub_bytes(a: Self::I, b: Self::I) -> Self::I {
         zip(a, b, |x, y| {

@@ -28,6 +28,7 @@ pub(crate) trait Vector: Copy {
     /// Low 32 bits of the product.
     unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I;
     /// Wrapping difference of each byte.
+    #[cfg(any(test, target_arch = "x86_64"))]
     unsafe fn sub_bytes(a: Self::I, b: Self::I) -> Self::I;
     /// Bitwise and.
     unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I;

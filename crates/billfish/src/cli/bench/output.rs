@@ -129,8 +129,9 @@ pub fn machine_lines(machine: &Machine, isa: Isa, limits: &[(usize, Limits)]) ->
         format!("billfish {VERSION}, commit {COMMIT}"),
     ];
     for (threads, l) in limits {
+        let int8 = if isa == Isa::Amx { "int8 on AMX tiles" } else { "int8" };
         lines.push(format!(
-            "limits with {threads} thread{}, the best measured in this run: read {:.1} GB/s, int8 {:.0} Gop/s, f32 {:.0} Gop/s",
+            "limits with {threads} thread{}, the best measured in this run: read {:.1} GB/s, {int8} {:.0} Gop/s, f32 {:.0} Gop/s",
             if *threads == 1 { "" } else { "s" },
             l.read / 1e9,
             l.dots / 1e9,
@@ -189,6 +190,12 @@ mod tests {
         assert_eq!(lines[0], r#""test","t","machine_cpu","machine_features","machine_memory""#);
         assert_eq!(lines[1], r#""pp512","1.5","A ""B"", C","x y","""#);
         assert_eq!(lines.len(), 3);
+    }
+
+    #[test]
+    fn the_peak_of_tiles_is_named() {
+        let lines = |isa| machine_lines(&Machine::detect(), isa, &[(2, Limits { read: 1e9, dots: 5e12, fmas: 1e9 })]).join("\n");
+        assert!(lines(Isa::Amx).contains("int8 on AMX tiles 5000 Gop/s") && lines(Isa::Avx512).contains("int8 5000 Gop/s"));
     }
 
     #[test]

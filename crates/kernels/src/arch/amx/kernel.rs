@@ -19,7 +19,7 @@ use super::unit::{TILE_BYTES, TileUnit};
 use crate::arch::generic::TileArgs;
 use crate::arch::generic::panel::{lines, load, quads, scales, unpack, zero_term};
 use crate::arch::vector::Vector;
-use crate::arch::{BAND_TILES, BandArgs, band_rows};
+use crate::arch::{BAND_TILES, band_rows};
 use crate::pack::{BLOCK, BlockAt, PANEL, STEP, ZeroKind};
 use std::hint::black_box;
 
@@ -152,7 +152,7 @@ unsafe fn finish<V: Vector, const BITS: u32, const P: usize>(a: &TileArgs, turn:
 /// the turn `done` are added to the result and codes are unpacked, `chunks` a product. In the first step of a turn each
 /// sum of the turn before is stored to `sums` first.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "an inlined part of a loop")]
+#[allow(clippy::too_many_arguments)] // an inlined part of a loop
 unsafe fn step<V: Vector, U: TileUnit, const BITS: u32, const P: usize, const FIRST: bool>(
     a: &TileArgs,
     unit: &mut U,
@@ -194,18 +194,17 @@ unsafe fn step<V: Vector, U: TileUnit, const BITS: u32, const P: usize, const FI
     }
 }
 
-/// `a.tiles` tiles of rows of `P` planes times one panel.
+/// `tiles` tiles of rows of `P` planes times one panel.
 ///
 /// # Safety
-/// The instruction set of `V` and the tile unit `U`; the panel holds every block and head of `a.tile.blocks`, of which
-/// there is at least one; there are 1 to [`BAND_TILES`] tiles; `x`, `x_scales`, `x_sums` and `out` hold what the docs of
-/// [`BandArgs`] say for each of them.
+/// The instruction set of `V` and the tile unit `U`; the panel holds every block and head of `a.blocks`, of which there
+/// is at least one; there are 1 to [`BAND_TILES`] tiles; `x`, `x_scales`, `x_sums` and `out` hold what the docs of
+/// [`BandFn`](crate::arch::BandFn) say for each of them.
 #[inline(always)]
-pub(crate) unsafe fn band<V: Vector, U: TileUnit, const BITS: u32, const P: usize>(a: &BandArgs) {
+pub(crate) unsafe fn band<V: Vector, U: TileUnit, const BITS: u32, const P: usize>(a: &TileArgs, tiles: usize) {
     let mut room = Room { codes: [[0; _]; 2], sums: [[0; _]; 2] };
     let (codes, sums) = (room.codes.as_mut_ptr(), room.sums.as_mut_ptr());
-    let BandArgs { tile: a, tiles } = a;
-    let (blocks, count, tiles) = (a.blocks.as_ptr(), a.blocks.len(), (*tiles).clamp(1, BAND_TILES));
+    let (blocks, count, tiles) = (a.blocks.as_ptr(), a.blocks.len(), tiles.clamp(1, BAND_TILES));
     let (rows, sum_kinds) = (band_rows(P), if P == 3 { 2 } else { 1 });
     // dwords of a step of one tile of rows
     let step_x = rows * P * STEP / 4;

@@ -28,9 +28,9 @@ macro_rules! stamp_bands {
         // SAFETY of the functions below: the dispatcher hands this table out only on a machine that has the features and
         // the tiles; their other preconditions are those of the generic algorithm that each one instantiates.
         $(#[target_feature(enable = $feature)])?
-        unsafe fn band<const BITS: u32, const P: usize>(a: &super::super::BandArgs) {
+        unsafe fn band<const BITS: u32, const P: usize>(a: &crate::arch::generic::TileArgs, tiles: usize) {
             // SAFETY: see above.
-            unsafe { super::kernel::band::<$vector, $unit, BITS, P>(a) }
+            unsafe { super::kernel::band::<$vector, $unit, BITS, P>(a, tiles) }
         }
         unsafe fn probe_dots(rounds: usize) -> i32 {
             // SAFETY: see above.

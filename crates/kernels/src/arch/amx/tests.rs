@@ -4,7 +4,8 @@ use super::kernel::{PROBE_WORK, probe};
 use super::unit::{TILE_BYTES, TileUnit};
 use super::{FROM, emulated::Emulated, portable};
 use crate::activations::{Activations, Input};
-use crate::arch::{BandArgs, BandFn, Kernels, scalar};
+use crate::arch::generic::TileArgs;
+use crate::arch::{BandFn, Kernels, scalar};
 use crate::backend::{Backend, MatmulScratch, Product, Weight};
 use crate::pack::PackedMatrix;
 use billfish_tensor::oracle;
@@ -15,18 +16,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[path = "../../../tests/common/mod.rs"]
 mod common;
 
-/// The tables that run on emulated tiles, as far as this machine has what they need beside them.
-fn emulated() -> Vec<&'static Kernels> {
-    let mut tables = vec![&portable::KERNELS];
+/// The tables with emulated tiles and the one with real tiles, as far as this machine has what they need.
+fn tables() -> Vec<&'static Kernels> {
     #[cfg(target_arch = "x86_64")]
-    if crate::Isa::Avx512.is_available() {
-        tables.push(&super::wide::KERNELS);
-    }
-    #[cfg(target_arch = "x86_64")]
-    if crate::Isa::Amx.is_available() {
-        tables.push(&super::KERNELS);
-    }
-    tables
+    let others = [(crate::Isa::Avx512, &super::wide::KERNELS), (crate::Isa::Amx, &super::KERNELS)];
+    #[cfg(not(target_arch = "x86_64"))]
+    let others: [(crate::Isa, &Kernels); 0] = [];
+    let others = others.into_iter().filter(|(isa, _)| isa.is_available()).map(|(_, kernels)| kernels);
+    [&portable::KERNELS].into_iter().chain(others).collect()
 }
 
 fn run(kernels: &'static Kernels, threads: usize, weight: &Weight, x: &[f32], m: usize, a: Activations) -> Vec<f32> {
@@ -43,7 +40,7 @@ fn check(spec: &Spec, ms: &[usize]) {
         for &m in ms {
             let x = activations(&mut rng, m, spec.k);
             let twin = run(&scalar::KERNELS, 1, &weight, &x, m, a);
-            for kernels in emulated() {
+            for kernels in tables() {
                 let y = run(kernels, 1 + m % 3, &weight, &x, m, a);
                 let differs = y.iter().zip(&twin).position(|(a, b)| a.to_bits() != b.to_bits());
                 assert_eq!(differs, None, "{spec:?} {a:?} m={m} {:?}: differs from the scalar twin", kernels.isa);
@@ -65,9 +62,9 @@ fn every_number_of_tiles() {
 #[test]
 fn every_group_size_and_ragged_shape() {
     let mut seed = 100;
-    for bits in [2, 3, 4, 5, 8] {
-        for group in [64, 100, 128, 192, 0] {
-            for (k, n) in [(64, 1), (65, 100), (100, 32), (300, 65), (520, 33)] {
+    for bits in [2, 3, 4, 8] {
+        for group in [64, 100, 192, 0] {
+            for (k, n) in [(64, 1), (65, 100), (300, 65), (520, 33)] {
                 for zeros in [false, true] {
                     seed += 1;
                     let spec = Spec { k, n, bits, group, zeros, seed, scales: seed as usize % 3, bias: seed % 2 == 0, ..PLAIN };
@@ -100,7 +97,7 @@ fn as_near_to_the_oracle_as_the_planes_allow() {
         let x = Rng(5).floats(m * 1024);
         let want = oracle::matmul(&x, &q);
         let norm = want.iter().map(|v| v * v).sum::<f64>().sqrt();
-        for kernels in emulated() {
+        for kernels in tables() {
             for (a, most) in [(Activations::Strict, 5e-7), (Activations::Exact, 1e-4), (Activations::Int8, 2e-2)] {
                 let y = run(kernels, 2, &weight, &x, m, a);
                 let error = y.iter().zip(&want).map(|(y, w)| (f64::from(*y) - w).powi(2)).sum::<f64>().sqrt() / norm;
@@ -114,7 +111,7 @@ fn as_near_to_the_oracle_as_the_planes_allow() {
 fn what_is_not_a_number_stays_so() {
     let q = matrix(&Spec { k: 256, n: 3, group: 64, zeros: false, bias: false, ..PLAIN });
     let weight = Weight::Quantized(PackedMatrix::new(&q).unwrap());
-    for kernels in emulated() {
+    for kernels in tables() {
         for a in Activations::ALL {
             let mut x = vec![1.0; 20 * 256];
             x[5 * 256 + 140] = f32::NAN;
@@ -131,11 +128,11 @@ static CALLS: AtomicUsize = AtomicUsize::new(0);
 
 /// The portable table with a band kernel that counts its calls.
 fn counting() -> Kernels {
-    unsafe fn counted(a: &BandArgs) {
+    unsafe fn counted(a: &TileArgs, tiles: usize) {
         CALLS.fetch_add(1, Ordering::Relaxed);
         let band = (portable::KERNELS.band)(4, 2).unwrap();
         // SAFETY: handed on as it came; only 4 bits and two planes come here.
-        unsafe { band(a) }
+        unsafe { band(a, tiles) }
     }
     Kernels { band: |bits, planes| (bits == 4 && planes == 2).then_some(counted as BandFn), ..portable::KERNELS }
 }
