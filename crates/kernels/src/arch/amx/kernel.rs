@@ -1,6 +1,6 @@
 //! The matmul kernel of a tile unit: up to four tiles of activation rows times one panel of 64 packed columns.
 //!
-//! The numbers are those of [`panel`]: per block exact integer sums with the zero point taken off,
+//! The numbers are those of [`panel`](crate::arch::generic::panel): per block exact integer sums with the zero point taken off,
 //! then one fused multiply-add. Here the zero point comes off while codes are unpacked, because `q - z` is a signed byte;
 //! only codes of 8 bits with zero points of their own have 128 taken off instead and the rest in the sums.
 //!

@@ -27,8 +27,8 @@ const fn config() -> [u8; 64] {
 ///
 /// # Safety
 /// Every method needs the unit that the implementing type names, and tile numbers below 8; pointers are valid for
-/// [`TILE_BYTES`]. Between `begin` and `end` the caller calls no function, runs no code that may panic and leaves no
-/// loop but forwards: tiles that are in use make every switch of the thread slower, and who else uses them loses them.
+/// [`TILE_BYTES`]. Between `begin` and `end` the caller calls no function and runs no code that may panic: other code may
+/// use the tiles too, and tiles that are left in use make every switch of the thread slower.
 pub(crate) trait TileUnit {
     /// Sets the tiles up.
     unsafe fn begin() -> Self;
