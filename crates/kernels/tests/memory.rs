@@ -7,8 +7,8 @@ use billfish_models::{Cache, LoadOptions, Logits, Model, Part, Scratch};
 use billfish_quantize::synth;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::{Arc, Barrier};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 
 /// The system's allocator, watched.
 struct Watched;
