@@ -95,8 +95,8 @@ impl KvLayer {
         self.pages.len() * PAGE
     }
 
-    /// Makes room for `tokens` tokens in all, so that no append up to there allocates. It is address space: the system
-    /// gives memory when a page is first written to.
+    /// Makes room for `tokens` tokens in all, so that no append up to there allocates. It is address space where the
+    /// allocator takes it fresh from the system, as it does with large slabs: memory comes when a page is written to.
     pub fn reserve(&mut self, tokens: usize) {
         let wanted = tokens.div_ceil(PAGE);
         while self.pages.len() < wanted {
