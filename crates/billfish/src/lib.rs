@@ -24,7 +24,7 @@ pub mod machine;
 mod summary;
 mod vllm;
 
-pub use billfish_engine::{Completion, FinishReason, PREFILL_CHUNK, Request, SamplingParams, Session};
+pub use billfish_engine::{BatchEvent, Completion, FinishReason, PREFILL_CHUNK, Request, SamplingParams, Session, generate_batch};
 pub use billfish_formats::Checkpoint;
 pub use billfish_kernels::{Activations, Isa, KvType};
 pub use billfish_models::Progress;

@@ -209,13 +209,30 @@ fn kernels_of_a_model_are_those_of_its_modules() {
 
 #[test]
 fn regions_of_the_pool_are_measured() {
-    let rows = json(&bench(&["kernels", "--fork-join", "-t", "1,2", "-o", "json"]));
-    assert_eq!(rows.as_array().unwrap().len(), 2);
-    for (r, threads) in rows.as_array().unwrap().iter().zip(1..) {
+    let rows = json(&bench(&["kernels", "--fork-join", "-t", "1,2", "--busy-neighbours", "1", "-o", "json"]));
+    let tests: Vec<_> = rows.as_array().unwrap().iter().map(|r| (r["test"].as_str().unwrap(), r["n_threads"].as_u64().unwrap())).collect();
+    assert_eq!(tests, [("fork_join", 1), ("product", 1), ("fork_join", 2), ("product", 2)]);
+    for r in rows.as_array().unwrap() {
         has_machine(r);
-        assert_eq!((r["test"].as_str(), r["n_threads"].as_u64()), (Some("fork_join"), Some(threads)));
-        assert!(r["min_ns"].as_f64() <= r["median_ns"].as_f64() && r["median_ns"].as_f64() <= r["p99_ns"].as_f64());
+        let ns: Vec<f64> = ["min_ns", "median_ns", "p99_ns", "max_ns"].iter().map(|key| r[key].as_f64().unwrap()).collect();
+        assert!(ns.is_sorted() && ns[0] > 0.0 && r["busy_neighbours"] == 1, "{r}");
+        assert!((r["p99_over_median"].as_f64().unwrap() - ns[2] / ns[1]).abs() < 1e-9);
     }
+}
+
+/// Threads are by default as many as the processors that the process may use, and not all of the machine's.
+#[cfg(target_os = "linux")]
+#[test]
+fn one_processor_gets_one_thread() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_string();
+    let first = allowed.split([',', '-']).next().unwrap();
+    let arguments = ["-c", first, env!("CARGO_BIN_EXE_billfish"), "bench", "kernels", "--fork-join", "-o", "json"];
+    let found = std::process::Command::new("taskset").args(arguments).output();
+    // the program belongs to util-linux, which nearly every system has
+    let Ok(found) = found else { return eprintln!("taskset is not there: nothing was looked at") };
+    let rows: Value = serde_json::from_slice(&found.stdout).unwrap();
+    assert_eq!((rows[0]["n_threads"].as_u64(), rows[0]["machine"]["cpus"].as_u64()), (Some(1), Some(1)), "allowed: {allowed}");
 }
 
 #[test]
@@ -224,7 +241,7 @@ fn latency_has_the_keys_of_vllm() {
     let file = dir.path().join("latency.json");
     let sizes = ["--input-len", "5", "--output-len", "3", "--batch-size", "2", "--num-iters-warmup", "1", "--num-iters", "4"];
     let (out, _) = ok(&bench(&[&["latency"], &sizes[..], &["--output-json", file.to_str().unwrap()]].concat()));
-    assert!(out.contains("Avg latency: ") && out.contains("99% percentile latency: ") && out.contains("one after another"), "{out}");
+    assert!(out.contains("Avg latency: ") && out.contains("99% percentile latency: ") && out.contains("side by side"), "{out}");
     let v: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     has_machine(&v);
     let latencies: Vec<f64> = v["latencies"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect();
@@ -232,7 +249,7 @@ fn latency_has_the_keys_of_vllm() {
     assert!((v["avg_latency"].as_f64().unwrap() - latencies.iter().sum::<f64>() / 4.0).abs() < 1e-9);
     let percentiles = v["percentiles"].as_object().unwrap();
     assert_eq!(percentiles.keys().collect::<Vec<_>>(), ["10", "25", "50", "75", "90", "99"]);
-    assert_eq!((v["batching"].as_str(), v["quality"]["status"].as_str()), (Some("one after another"), Some("PASSED")));
+    assert_eq!((v["batching"].as_str(), v["quality"]["status"].as_str()), (Some("side by side"), Some("PASSED")));
 }
 
 #[test]
@@ -249,6 +266,9 @@ fn throughput_has_the_keys_of_vllm() {
     assert_eq!((v["num_requests"].as_u64(), v["total_num_tokens"].as_u64()), (Some(3), Some(24)));
     let (seconds, rate) = (v["elapsed_time"].as_f64().unwrap(), |key: &str| v[key].as_f64().unwrap());
     assert!((rate("requests_per_second") * seconds - 3.0).abs() < 1e-6 && (rate("tokens_per_second") * seconds - 24.0).abs() < 1e-6);
+    assert_eq!((v["batching"].as_str(), v["max_num_seqs"].as_u64()), (Some("side by side"), Some(64)));
+    let (out, _) = ok(&bench(&[&base[..], &["--random-input-len", "6", "--random-output-len", "2", "--max-num-seqs", "2"]].concat()));
+    assert!(out.contains("up to 2 requests run side by side") && read()["max_num_seqs"] == 2, "{out}");
     // the older names, and lengths that differ
     ok(&bench(&[&base[..], &["--input-len", "40", "--output-len", "2", "--random-range-ratio", "0.5", "--seed", "3"]].concat()));
     let total = read()["total_num_tokens"].as_u64().unwrap();
@@ -269,7 +289,7 @@ fn the_matrix_has_every_batch_and_length() {
             assert!(positive(r, key), "{key}: {r}");
         }
         assert_eq!(r["samples_ttft_s"].as_array().unwrap().len() as u64, r["batch_size"].as_u64().unwrap());
-        assert_eq!(r["batching"], "one after another");
+        assert_eq!(r["batching"], "side by side");
     }
     assert_eq!(rows[0]["perplexity"], rows[1]["perplexity"]);
     assert_ne!(rows[0]["perplexity"], rows[2]["perplexity"]);
@@ -289,7 +309,7 @@ fn the_matrix_has_every_batch_and_length() {
         "--limit-tokens",
         "18",
     ]));
-    for word in ["first token, mean s", "GB per B params", "perplexity", "one after another"] {
+    for word in ["first token, mean s", "GB per B params", "perplexity", "side by side"] {
         assert!(table.contains(word), "{word} in {table}");
     }
     assert!(err.contains("no perplexity in windows of 50") && table.contains(" – |"), "{err}");
@@ -317,6 +337,9 @@ fn what_is_not_supported_is_refused() {
         (&["kernels", "--shape", "64x64", "--group-size", "0"], &["--group-size"]),
         (&["kernels", "--shape", "64x64", "--synthetic", "tiny"], &["cannot be used with"]),
         (&["kernels", "--fork-join", "-m", "1"], &["cannot be used with"]),
+        (&["kernels", "--busy-neighbours", "1"], &["--fork-join"]),
+        (&["kernels", "--busy-neighbours", "1", "--shape", "64x64"], &["cannot be used with"]),
+        (&["throughput", "--max-num-seqs", "0"], &["--max-num-seqs"]),
         (&["kernels", "--isa", "sse9"], &["sse9", "avx512"]),
         (&["latency", "--use-beam-search"], &["--use-beam-search"]),
         (&["latency", "--n", "2"], &["--n"]),

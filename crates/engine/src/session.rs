@@ -1,9 +1,10 @@
 //! One sequence: its tokens, its cache, and the loop that makes it longer.
 
-use crate::{EngineError, Sampler, SamplingParams};
-use billfish_models::{Cache, Logits, Model, Scratch};
-use billfish_text::{StopMatcher, Tokenizer};
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::turn::Turn;
+use crate::{EngineError, SamplingParams};
+use billfish_models::{Cache, Logits, Model, RESERVED_AHEAD, Scratch};
+use billfish_text::Tokenizer;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// Tokens of a prompt that run at once: enough to reach the arithmetic peak, few enough to keep the buffers small.
@@ -115,80 +116,39 @@ impl<'m> Session<'m> {
     /// # Errors
     /// [`EngineError`]; the session stays usable.
     pub fn generate(&mut self, request: &Request, emit: &mut dyn FnMut(&str)) -> Result<Completion, EngineError> {
-        let Request { prompt, max_tokens, ignore_eos, .. } = *request;
-        let mut sampler = Sampler::new(request.sampling.clone())?;
-        let mut stop = StopMatcher::new(request.stop.iter().cloned())?;
-        let mut detokenizer = self.tokenizer.detokenizer_after(prompt)?;
-        if prompt.is_empty() {
-            return Err(EngineError::EmptyPrompt);
-        }
-        let cancelled = || request.cancel.is_some_and(|c| c.load(Ordering::Relaxed));
+        let Request { prompt, max_tokens, .. } = *request;
+        let mut turn = Turn::new(self.tokenizer, request)?;
 
         let begin = Instant::now();
         // the last prompt token always runs: its logits are what the first choice needs
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
         let cached = self.model.reuse(&mut self.cache, common, prompt.len().saturating_add(max_tokens));
         self.tokens.truncate(cached);
-        let mut out = Completion {
-            text: String::new(),
-            tokens: vec![],
-            finish: FinishReason::Length,
-            cached_tokens: cached,
-            timings: Timings { prompt_tokens: prompt.len() - cached, ..Timings::default() },
-        };
+        let ahead = max_tokens.min(RESERVED_AHEAD);
+        self.cache.reserve(prompt.len() + ahead);
+        self.tokens.reserve(prompt.len() - cached + ahead);
+        turn.out.cached_tokens = cached;
+        turn.out.timings.prompt_tokens = prompt.len() - cached;
         for chunk in prompt[cached..].chunks(PREFILL_CHUNK) {
-            if cancelled() {
-                out.finish = FinishReason::Cancelled;
-                return Ok(out);
+            if turn.cancelled() {
+                return turn.finish(emit);
             }
             let last = self.tokens.len() + chunk.len() == prompt.len();
             self.run(chunk, if last { Logits::Last } else { Logits::None })?;
         }
-        out.timings.prompt = begin.elapsed();
+        turn.out.timings.prompt = begin.elapsed();
         if max_tokens == 0 {
-            return Ok(out);
+            return turn.finish(emit);
         }
 
         let begin = Instant::now();
-        loop {
-            let token = sampler.sample(&mut self.logits, &self.tokens)?;
-            out.tokens.push(token);
-            if !ignore_eos && self.tokenizer.eos_ids().contains(&token) {
-                out.finish = FinishReason::Stop;
-                break;
-            }
-            let step = stop.push(detokenizer.push(token)?);
-            if !step.text.is_empty() {
-                out.text.push_str(step.text);
-                emit(step.text);
-            }
-            if step.hit.is_some() {
-                out.finish = FinishReason::Stop;
-                break;
-            }
-            if out.tokens.len() >= max_tokens {
-                break;
-            }
-            if cancelled() {
-                out.finish = FinishReason::Cancelled;
-                break;
-            }
+        while let Some(token) = turn.step(&mut self.logits, &self.tokens, emit)? {
+            turn.make_room(&mut self.cache);
             self.run(&[token], Logits::Last)?;
-            out.timings.steps += 1;
+            turn.out.timings.steps += 1;
         }
-        out.timings.generation = begin.elapsed();
-        if stop.hit().is_none() {
-            let step = stop.push(detokenizer.finish()?);
-            let mut rest = step.text.to_string();
-            if step.hit.is_none() {
-                rest.push_str(stop.finish());
-            }
-            if !rest.is_empty() {
-                out.text.push_str(&rest);
-                emit(&rest);
-            }
-        }
-        Ok(out)
+        turn.out.timings.generation = begin.elapsed();
+        turn.finish(emit)
     }
 
     fn run(&mut self, tokens: &[u32], want: Logits) -> Result<(), EngineError> {

@@ -1,115 +1,168 @@
-//! Attention over the cache of one layer: rows to tiles, pages to stretches, and both to threads.
+//! Attention over the caches of one layer: rows to tiles, pages to stretches, and both to threads.
 //!
 //! A stretch is [`STRETCH`] pages at a fixed absolute position. A row's state is found stretch by stretch, each begun
-//! anew, and joined in ascending order, whether one thread walks all of them (prefill, where there are many rows) or
-//! each is a piece of work of its own (decode, where there are few): the same operations in the same order.
+//! anew, and joined in ascending order, whether one thread walks all of them (prefill and large batches, where there are
+//! many rows) or each is a piece of work of its own (decode, where there are few): the same operations in the same order.
+//! Several sequences are one region of the pool: a tile belongs to one sequence and one KV head, and pieces are cut by
+//! what their tiles see.
 
 use crate::activations::{Out, Tile, grow, tiles};
 use crate::arch::generic::AttendArgs;
 use crate::arch::generic::attention::{LOWEST, MAX_ROWS, PAGE};
+use crate::arch::generic::dense::Element;
 use crate::backend::Backend;
-use crate::kv::KvLayer;
+use crate::kv::{KvLayer, Target};
 use std::ops::Range;
 
 /// Pages of a stretch.
 const STRETCH: usize = 8;
 
-/// Buffers that attention keeps from call to call.
+/// Most pieces of work of one call: a region of the pool has about four times as many.
+const MOST_PIECES: usize = 1 << 20;
+
+/// What attention computes besides which keys and values it reads.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionRule {
+    /// Query heads; head h reads KV head `h / (heads / kv_heads)`.
+    pub heads: usize,
+    /// Multiplies the scores.
+    pub scale: f32,
+    /// Tokens that a token sees, itself included; all before it if none.
+    pub window: Option<usize>,
+}
+
+/// Buffers that appending and attention keep from call to call.
 #[derive(Default)]
 pub struct AttentionScratch {
+    pub(crate) targets: Vec<Target>,
     tiles: Vec<Tile>,
-    pages: Vec<PagePointers>,
+    sequences: Vec<Sequence>,
+    pages: PagePointers,
+    units: Vec<Unit>,
+    pieces: Vec<Piece>,
     /// Queries of each piece of work, `[head_dim][rows]`.
     queries: Vec<f32>,
     stats: Vec<[f32; 2]>,
     outs: Vec<f32>,
 }
 
-/// Addresses of the pages of one KV head.
+/// Addresses of the pages of every sequence and KV head.
 #[derive(Default)]
 struct PagePointers {
     keys: Vec<*const u8>,
     values: Vec<*const u8>,
 }
 
-// SAFETY: the addresses are only read through, while the layer that they point into is borrowed.
+// SAFETY: the addresses are only read through, while the layers that they point into are borrowed.
 unsafe impl Send for PagePointers {}
 // SAFETY: as above.
 unsafe impl Sync for PagePointers {}
 
+/// One sequence of a call.
+struct Sequence {
+    element: Element,
+    /// Where the addresses of its pages begin; those of a head follow those of the one before.
+    at: usize,
+    pages: usize,
+    /// Position of its first query token, and that token's row among all.
+    first: usize,
+    row: usize,
+}
+
+/// A tile of the rows of one sequence that share a KV head.
+struct Unit {
+    sequence: usize,
+    kv_head: usize,
+    tile: Tile,
+    stretches: Range<usize>,
+    /// Where its states begin if its stretches are pieces of their own.
+    room: usize,
+}
+
+/// What one thread does at a time.
+enum Piece {
+    /// Some units from beginning to end.
+    Units(Range<usize>),
+    /// One stretch of a unit.
+    Stretch(usize, usize),
+}
+
 /// What every piece of work of one call shares.
 struct Call<'a> {
     backend: &'a Backend,
-    layer: &'a KvLayer,
-    pages: &'a [PagePointers],
+    attention: AttentionRule,
+    kv_heads: usize,
+    head_dim: usize,
+    padded: usize,
+    sequences: &'a [Sequence],
+    pages: &'a PagePointers,
     queries: &'a [f32],
-    heads: usize,
-    scale: f32,
-    window: Option<usize>,
-    /// Position of the first query token.
-    first: usize,
 }
 
 impl Call<'_> {
     /// Query heads that share a KV head.
     fn group(&self) -> usize {
-        self.heads / self.layer.kv_heads
+        self.attention.heads / self.kv_heads
     }
 
     fn width(&self) -> usize {
-        self.heads * self.layer.head_dim
+        self.attention.heads * self.head_dim
     }
 
-    /// Where row `row` of KV head `kv_head` begins in queries and outputs.
-    fn place(&self, kv_head: usize, row: usize) -> usize {
-        row / self.group() * self.width() + (kv_head * self.group() + row % self.group()) * self.layer.head_dim
+    /// Where a row of a sequence and KV head begins in queries and outputs.
+    fn place(&self, s: &Sequence, kv_head: usize, row: usize) -> usize {
+        (s.row + row / self.group()) * self.width() + (kv_head * self.group() + row % self.group()) * self.head_dim
     }
 
-    /// What row `row` sees.
-    fn span(&self, row: usize) -> (usize, usize) {
-        let end = self.first + row / self.group() + 1;
-        (self.window.map_or(0, |w| end.saturating_sub(w)), end)
+    /// What a row of a sequence sees.
+    fn span(&self, s: &Sequence, row: usize) -> (usize, usize) {
+        let end = s.first + row / self.group() + 1;
+        (self.attention.window.map_or(0, |w| end.saturating_sub(w)), end)
     }
 
-    /// What the rows of a tile see; padding rows see nothing.
-    fn spans(&self, tile: &Tile) -> [(usize, usize); MAX_ROWS] {
-        std::array::from_fn(|r| if r < tile.count { self.span(tile.start + r) } else { (0, 0) })
+    /// What some row of a tile sees.
+    fn seen(&self, s: &Sequence, tile: &Tile) -> Range<usize> {
+        self.span(s, tile.start).0..self.span(s, tile.start + tile.count - 1).1
     }
 
     /// Stretches that some row of a tile sees.
-    fn stretches(&self, tile: &Tile) -> Range<usize> {
-        let (from, to) = (self.span(tile.start).0, self.span(tile.start + tile.count - 1).1);
-        from / (PAGE * STRETCH)..to.div_ceil(PAGE * STRETCH)
+    fn stretches(&self, s: &Sequence, tile: &Tile) -> Range<usize> {
+        let seen = self.seen(s, tile);
+        seen.start / (PAGE * STRETCH)..seen.end.div_ceil(PAGE * STRETCH)
     }
 
     /// Writes the scaled queries of a tile as `[head_dim][rows]`.
-    fn gather(&self, kv_head: usize, tile: &Tile, out: &mut [f32]) {
+    fn gather(&self, unit: &Unit, out: &mut [f32]) {
+        let (s, tile) = (&self.sequences[unit.sequence], &unit.tile);
         for r in 0..tile.rows {
             // padding rows see nothing; any numbers do
-            let at = self.place(kv_head, tile.start + r.min(tile.count - 1));
-            for (d, q) in self.queries[at..at + self.layer.head_dim].iter().enumerate() {
-                out[d * tile.rows + r] = q * self.scale;
+            let at = self.place(s, unit.kv_head, tile.start + r.min(tile.count - 1));
+            for (d, q) in self.queries[at..at + self.head_dim].iter().enumerate() {
+                out[d * tile.rows + r] = q * self.attention.scale;
             }
         }
     }
 
     /// The states of a tile's rows after one stretch, begun anew.
-    fn walk(&self, kv_head: usize, tile: &Tile, stretch: usize, queries: &[f32], stats: &mut [[f32; 2]], out: &mut [f32]) {
-        let pages = &self.pages[kv_head];
+    fn walk(&self, unit: &Unit, stretch: usize, queries: &[f32], stats: &mut [[f32; 2]], out: &mut [f32]) {
+        let (s, tile) = (&self.sequences[unit.sequence], &unit.tile);
+        let pages = s.at + unit.kv_head * s.pages..s.at + (unit.kv_head + 1) * s.pages;
         stats.fill([LOWEST, 0.0]);
         out.fill(0.0);
-        let kernel = (self.backend.kernels.attend)(self.layer.kind.element(), tile.rows).expect("tiles are cut to sizes that have kernels");
+        // padding rows see nothing
+        let spans: [(usize, usize); MAX_ROWS] = std::array::from_fn(|r| if r < tile.count { self.span(s, tile.start + r) } else { (0, 0) });
+        let kernel = (self.backend.kernels.attend)(s.element, tile.rows).expect("tiles are cut to sizes that have kernels");
         // SAFETY: the table's instruction set is available; queries, states and spans have room for the tile's rows; the
         // pages are those of the layer, which is borrowed, and spans end inside them.
         unsafe {
             kernel(&AttendArgs {
                 queries: queries.as_ptr(),
-                spans: &self.spans(tile)[..tile.rows],
-                pages: stretch * STRETCH..((stretch + 1) * STRETCH).min(pages.keys.len()),
-                keys: &pages.keys,
-                values: &pages.values,
-                head_dim: self.layer.head_dim,
-                padded: self.layer.padded,
+                spans: &spans[..tile.rows],
+                pages: stretch * STRETCH..((stretch + 1) * STRETCH).min(s.pages),
+                keys: &self.pages.keys[pages.clone()],
+                values: &self.pages.values[pages],
+                head_dim: self.head_dim,
+                padded: self.padded,
                 stats: stats.as_mut_ptr(),
                 out: out.as_mut_ptr(),
             });
@@ -117,11 +170,11 @@ impl Call<'_> {
     }
 
     /// Takes over the state of a later stretch, or joins it, for the rows that see it.
-    fn join(&self, tile: &Tile, stretch: usize, stats: &mut [[f32; 2]], out: &mut [f32], later: (&[[f32; 2]], &[f32])) {
-        let padded = self.layer.padded;
+    fn join(&self, unit: &Unit, stretch: usize, stats: &mut [[f32; 2]], out: &mut [f32], later: (&[[f32; 2]], &[f32])) {
+        let (s, tile, padded) = (&self.sequences[unit.sequence], &unit.tile, self.padded);
         let begin = stretch * STRETCH * PAGE;
         for r in 0..tile.count {
-            let (from, to) = self.span(tile.start + r);
+            let (from, to) = self.span(s, tile.start + r);
             if to <= begin || from >= begin + STRETCH * PAGE {
                 continue;
             }
@@ -137,115 +190,190 @@ impl Call<'_> {
     }
 
     /// Divides by the sums and writes the rows of a tile to the result.
-    fn finish(&self, kv_head: usize, tile: &Tile, stats: &[[f32; 2]], out: &[f32], result: Out<f32>) {
-        for r in 0..tile.count {
+    fn finish(&self, unit: &Unit, stats: &[[f32; 2]], out: &[f32], result: Out<f32>) {
+        let s = &self.sequences[unit.sequence];
+        for r in 0..unit.tile.count {
             let scale = 1.0 / stats[r][1];
-            let place = result.at(self.place(kv_head, tile.start + r));
+            let place = result.at(self.place(s, unit.kv_head, unit.tile.start + r));
             // SAFETY: this row and head of the result belong to this tile alone, and the result has their size.
-            let place = unsafe { std::slice::from_raw_parts_mut(place, self.layer.head_dim) };
-            place.iter_mut().zip(&out[r * self.layer.padded..]).for_each(|(o, v)| *o = v * scale);
+            let place = unsafe { std::slice::from_raw_parts_mut(place, self.head_dim) };
+            place.iter_mut().zip(&out[r * self.padded..]).for_each(|(o, v)| *o = v * scale);
+        }
+    }
+
+    /// Cuts the rows of all sequences into units. Returns what the largest costs, what all cost, and how many states
+    /// there would be if every stretch were on its own.
+    fn cut(&self, rows: impl Iterator<Item = usize>, cut: &mut Vec<Tile>, units: &mut Vec<Unit>) -> (usize, usize, usize) {
+        units.clear();
+        let (mut largest, mut total, mut states) = (0, 0, 0);
+        for (sequence, rows) in rows.enumerate() {
+            let s = &self.sequences[sequence];
+            tiles(rows, self.backend.kernels.attend_rows, cut);
+            for kv_head in 0..self.kv_heads {
+                for &tile in &*cut {
+                    let stretches = self.stretches(s, &tile);
+                    let cost = self.cost(s, &tile);
+                    largest = largest.max(cost);
+                    total += cost;
+                    units.push(Unit { sequence, kv_head, tile, room: states, stretches: stretches.clone() });
+                    states += stretches.len();
+                }
+            }
+        }
+        (largest, total, states)
+    }
+
+    /// What a tile costs: its rows times the pages that they see.
+    fn cost(&self, s: &Sequence, tile: &Tile) -> usize {
+        tile.rows * self.seen(s, tile).len().div_ceil(PAGE)
+    }
+
+    /// Cuts units into at most `count` pieces that cost alike.
+    fn share(&self, units: &[Unit], total: usize, count: usize, pieces: &mut Vec<Piece>) {
+        let (mut from, mut done) = (0, 0);
+        for (i, u) in units.iter().enumerate() {
+            done += self.cost(&self.sequences[u.sequence], &u.tile);
+            if done * count >= total * (pieces.len() + 1) {
+                pieces.push(Piece::Units(from..i + 1));
+                from = i + 1;
+            }
         }
     }
 }
 
 impl KvLayer {
     /// Causal attention of `queries`, `[tokens, heads * head_dim]`, the last `tokens` tokens of the cache; `out` has the
-    /// same shape. Query head h reads KV head `h / (heads / kv_heads)`; scores are multiplied by `scale`. With a `window`
-    /// a token sees itself and the `window - 1` tokens before it.
+    /// same shape.
     ///
     /// # Panics
     /// If the sizes do not fit.
-    #[allow(clippy::too_many_arguments)] // the operands of attention
-    pub fn attend(
+    pub fn attend(&self, backend: &Backend, scratch: &mut AttentionScratch, attention: AttentionRule, queries: &[f32], out: &mut [f32]) {
+        let tokens = queries.len() / (attention.heads * self.head_dim);
+        backend.attend(scratch, attention, std::iter::once((self, tokens)), queries, out);
+    }
+}
+
+impl Backend {
+    /// Causal attention of several sequences in one region of the pool, each given with its cache and the number of its
+    /// query tokens, which are the last ones there: `queries` and `out` are `[tokens, heads * head_dim]`, sequence after
+    /// sequence. A row depends on its own sequence only.
+    ///
+    /// # Panics
+    /// If the sizes do not fit, or the layers are not of one shape.
+    pub fn attend<'k>(
         &self,
-        backend: &Backend,
         scratch: &mut AttentionScratch,
+        attention: AttentionRule,
+        sequences: impl Iterator<Item = (&'k KvLayer, usize)> + Clone,
         queries: &[f32],
-        heads: usize,
-        scale: f32,
-        window: Option<usize>,
         out: &mut [f32],
     ) {
-        let width = heads * self.head_dim;
-        let tokens = queries.len() / width;
-        assert!(queries.len() == tokens * width && out.len() == queries.len() && heads.is_multiple_of(self.kv_heads));
-        assert!(tokens <= self.len() && window != Some(0), "queries are the last tokens of the cache and see themselves");
-        let AttentionScratch { tiles: cut, pages, queries: gathered, stats, outs } = scratch;
-        self.point_to(pages);
-        tiles(tokens * heads / self.kv_heads, backend.kernels.attend_rows, cut);
-        let call = Call { backend, layer: self, pages, queries, heads, scale, window, first: self.len() - tokens };
-        let result = Out(out.as_mut_ptr());
-        let (cut, padded) = (&*cut, self.padded);
+        let AttentionScratch { tiles, sequences: list, pages, units, pieces, queries: gathered, stats, outs, .. } = scratch;
+        let Some((layer, _)) = sequences.clone().next() else { return };
+        let (kv_heads, head_dim, padded) = (layer.kv_heads, layer.head_dim, layer.padded);
+        let width = attention.heads * head_dim;
+        assert!(attention.heads.is_multiple_of(kv_heads) && attention.window != Some(0), "a token sees itself");
+        list.clear();
+        // room for all pages that the layers have, so that a step into the next one allocates nothing
+        pages.clear(sequences.clone().map(|(layer, _)| layer.kv_heads * layer.capacity() / PAGE).sum());
+        let (mut row, mut work, mut longest) = (0, 0, 0);
+        for (layer, tokens) in sequences.clone() {
+            assert!(layer.kv_heads == kv_heads && layer.head_dim == head_dim, "layers of one shape");
+            assert!(tokens <= layer.len(), "queries are the last tokens of the cache");
+            let (at, used) = (pages.keys.len(), pages.add(layer));
+            list.push(Sequence { element: layer.kind.element(), at, pages: used, first: layer.len() - tokens, row });
+            row += tokens;
+            work += tokens * layer.len() * width;
+            longest = longest.max(attention.window.map_or(layer.capacity(), |w| layer.capacity().min(w + 2 * PAGE * STRETCH)));
+        }
+        assert!(queries.len() == row * width && out.len() == queries.len(), "whole tokens");
+        let (sequences_of, group) = (sequences.map(|(_, tokens)| tokens), attention.heads / kv_heads);
+        let call = Call { backend: self, attention, kv_heads, head_dim, padded, sequences: list, pages, queries };
+        let (largest, total, states) = call.cut(sequences_of.map(|tokens| tokens * group), tiles, units);
         // few rows over many stretches: the stretches are work of their own
-        let stretches = cut.iter().map(|t| call.stretches(t).len()).max().unwrap_or(0);
-        let units = self.kv_heads * cut.len();
-        let apart = stretches > 1 && units < 4 * backend.threads();
-        let pieces = if apart { units * stretches } else { units.min(4 * backend.threads()) };
-        // room for a tile and its queries, twice where a piece joins what it finds
-        let room = pieces * if apart { 1 } else { 2 };
-        grow(gathered, pieces * MAX_ROWS * self.head_dim);
-        grow(stats, room * MAX_ROWS);
-        grow(outs, room * MAX_ROWS * padded);
+        let apart = states > units.len() && states <= MOST_PIECES && (units.len() < 4 * self.threads() || largest * self.threads() > total);
+        // where there will be more stretches before there must be more pages, room for those
+        let later = units.len() * longest.div_ceil(PAGE * STRETCH);
+        let most = if apart { states.max(later.min(MOST_PIECES)) } else { units.len().min(4 * self.threads()) };
+        pieces.clear();
+        pieces.reserve(most);
+        if apart {
+            pieces.extend(units.iter().enumerate().flat_map(|(u, unit)| unit.stretches.clone().map(move |s| Piece::Stretch(u, s))));
+        } else {
+            call.share(units, total, most, pieces);
+        }
+        // room for a tile and its queries for each piece, twice where a piece joins what it finds
+        let rooms = if apart { most } else { 2 * most };
+        grow(gathered, rooms * MAX_ROWS * head_dim);
+        grow(stats, rooms * MAX_ROWS);
+        grow(outs, rooms * MAX_ROWS * padded);
         let (q_room, stat_room, out_room) = (Out(gathered.as_mut_ptr()), Out(stats.as_mut_ptr()), Out(outs.as_mut_ptr()));
-        // piece or half `i` has its own part of each buffer, which were sized just above
+        // room `i` is a part of each buffer, which were sized just above
         let query_of = |i: usize, t: &Tile| {
             // SAFETY: part `i` is used by one thread at a time.
-            unsafe { std::slice::from_raw_parts_mut(q_room.at(i * MAX_ROWS * self.head_dim), t.rows * self.head_dim) }
+            unsafe { std::slice::from_raw_parts_mut(q_room.at(i * MAX_ROWS * head_dim), t.rows * head_dim) }
         };
         // SAFETY: as above.
         let stats_of = |i: usize, t: &Tile| unsafe { std::slice::from_raw_parts_mut(stat_room.at(i * MAX_ROWS), t.rows) };
         // SAFETY: as above.
         let out_of = |i: usize, t: &Tile| unsafe { std::slice::from_raw_parts_mut(out_room.at(i * MAX_ROWS * padded), t.rows * padded) };
-        let unit = |u: usize| (u / cut.len(), &cut[u % cut.len()]);
-        if apart {
-            backend.pool.run(pieces, &|i| {
-                let (kv_head, tile) = unit(i / stretches);
-                if let Some(stretch) = call.stretches(tile).nth(i % stretches) {
-                    let q = query_of(i, tile);
-                    call.gather(kv_head, tile, q);
-                    call.walk(kv_head, tile, stretch, q, stats_of(i, tile), out_of(i, tile));
-                }
-            });
-            for u in 0..units {
-                let (kv_head, tile) = unit(u);
-                let (stats, out) = (stats_of(u * stretches, tile), out_of(u * stretches, tile));
-                for (i, stretch) in call.stretches(tile).enumerate().skip(1) {
-                    let later = u * stretches + i;
-                    call.join(tile, stretch, stats, out, (stats_of(later, tile), out_of(later, tile)));
-                }
-                call.finish(kv_head, tile, stats, out, result);
+        let result = Out(out.as_mut_ptr());
+        let (units, pieces) = (&*units, &*pieces);
+        let piece = |i: usize| match &pieces[i] {
+            Piece::Stretch(u, stretch) => {
+                let q = query_of(i, &units[*u].tile);
+                call.gather(&units[*u], q);
+                call.walk(&units[*u], *stretch, q, stats_of(i, &units[*u].tile), out_of(i, &units[*u].tile));
             }
-            return;
-        }
-        let piece = |i: usize| {
-            for u in units * i / pieces..units * (i + 1) / pieces {
-                let (kv_head, tile) = unit(u);
-                let q = query_of(i, tile);
-                call.gather(kv_head, tile, q);
-                let (stats, out) = (stats_of(2 * i, tile), out_of(2 * i, tile));
-                let (later_stats, later_out) = (stats_of(2 * i + 1, tile), out_of(2 * i + 1, tile));
-                for stretch in call.stretches(tile) {
-                    call.walk(kv_head, tile, stretch, q, later_stats, later_out);
-                    call.join(tile, stretch, stats, out, (later_stats, later_out));
+            Piece::Units(range) => {
+                for unit in &units[range.clone()] {
+                    let tile = &unit.tile;
+                    let q = query_of(i, tile);
+                    call.gather(unit, q);
+                    let (stats, out) = (stats_of(2 * i, tile), out_of(2 * i, tile));
+                    let (later_stats, later_out) = (stats_of(2 * i + 1, tile), out_of(2 * i + 1, tile));
+                    for stretch in unit.stretches.clone() {
+                        call.walk(unit, stretch, q, later_stats, later_out);
+                        call.join(unit, stretch, stats, out, (later_stats, later_out));
+                    }
+                    call.finish(unit, stats, out, result);
                 }
-                call.finish(kv_head, tile, stats, out, result);
             }
         };
-        if tokens * self.len() * width < 1 << 17 {
-            (0..pieces).for_each(piece);
+        if work < 1 << 17 && !apart {
+            (0..pieces.len()).for_each(piece);
         } else {
-            backend.pool.run(pieces, &piece);
+            self.pool.run(pieces.len(), &piece);
+        }
+        if !apart {
+            return;
+        }
+        for unit in units {
+            let (stats, out) = (stats_of(unit.room, &unit.tile), out_of(unit.room, &unit.tile));
+            for (i, stretch) in unit.stretches.clone().enumerate().skip(1) {
+                let later = unit.room + i;
+                call.join(unit, stretch, stats, out, (stats_of(later, &unit.tile), out_of(later, &unit.tile)));
+            }
+            call.finish(unit, stats, out, result);
+        }
+    }
+}
+
+impl PagePointers {
+    /// Forgets all, and makes room for `most`.
+    fn clear(&mut self, most: usize) {
+        for addresses in [&mut self.keys, &mut self.values] {
+            addresses.clear();
+            addresses.reserve(most);
         }
     }
 
-    /// Finds the addresses of all pages.
-    fn point_to(&self, pages: &mut Vec<PagePointers>) {
-        pages.resize_with(self.kv_heads, PagePointers::default);
-        for (head, p) in pages.iter_mut().enumerate() {
-            p.keys.clear();
-            p.values.clear();
-            p.keys.extend(self.pages().map(|page| page[self.key_offset(head)..].as_ptr()));
-            p.values.extend(self.pages().map(|page| page[self.value_offset(head)..].as_ptr()));
+    /// Adds the addresses of a layer's pages, head after head, and returns how many pages there are.
+    fn add(&mut self, layer: &KvLayer) -> usize {
+        for head in 0..layer.kv_heads {
+            self.keys.extend(layer.pages().map(|page| page[layer.key_offset(head)..].as_ptr()));
+            self.values.extend(layer.pages().map(|page| page[layer.value_offset(head)..].as_ptr()));
         }
+        layer.pages().len()
     }
 }

@@ -4,6 +4,7 @@ use crate::activations::Out;
 use crate::aligned::AlignedBytes;
 use crate::arch::generic::attention::PAGE;
 use crate::arch::generic::dense::Element;
+use crate::attention::AttentionScratch;
 use crate::backend::Backend;
 use half::bf16;
 
@@ -52,19 +53,26 @@ pub struct KvLayer {
     pub(crate) head_dim: usize,
     pub(crate) padded: usize,
     pub(crate) kind: KvType,
-    pages: Vec<AlignedBytes>,
+    /// Memory of several pages each. The system gives it when it is first written to.
+    slabs: Vec<AlignedBytes>,
+    /// Where the pages are: slab and offset.
+    pages: Vec<(usize, usize)>,
+    /// Pages that were written to since they were allocated.
+    touched: usize,
     len: usize,
-    /// Room for the addresses of the pages that an append writes.
-    bases: Vec<Out<u8>>,
 }
 
 /// Elements that are rounded at a time.
 const RUN: usize = 64;
 
+/// Most pages of a slab: what no plan needs any more can be given back slab by slab.
+const SLAB: usize = 64;
+
 impl KvLayer {
     /// An empty cache for `kv_heads` heads of `head_dim`.
     pub fn new(kv_heads: usize, head_dim: usize, kind: KvType) -> Self {
-        Self { kv_heads, head_dim, padded: head_dim.next_multiple_of(16), kind, pages: vec![], len: 0, bases: vec![] }
+        let padded = head_dim.next_multiple_of(16);
+        Self { kv_heads, head_dim, padded, kind, slabs: vec![], pages: vec![], touched: 0, len: 0 }
     }
 
     /// Tokens in the cache.
@@ -77,20 +85,57 @@ impl KvLayer {
         self.len == 0
     }
 
-    /// Forgets all tokens from position `len` on.
+    /// Forgets all tokens from position `len` on; their pages stay for the tokens that come.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-        self.pages.truncate(self.len.div_ceil(PAGE));
     }
 
-    /// Bytes of the pages.
+    /// Tokens that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.pages.len() * PAGE
+    }
+
+    /// Makes room for `tokens` tokens in all, so that no append up to there allocates. It is address space where the
+    /// allocator takes it fresh from the system, as it does with large slabs: memory comes when a page is written to.
+    pub fn reserve(&mut self, tokens: usize) {
+        let wanted = tokens.div_ceil(PAGE);
+        while self.pages.len() < wanted {
+            self.add_slab((wanted - self.pages.len()).min(SLAB));
+        }
+    }
+
+    /// Gives back slabs that lie wholly behind both the tokens in the cache and the first `tokens`.
+    pub fn shrink(&mut self, tokens: usize) {
+        let needed = tokens.max(self.len).div_ceil(PAGE);
+        while let Some(last) = self.slabs.len().checked_sub(1) {
+            let first = self.pages.partition_point(|(slab, _)| *slab < last);
+            if first < needed {
+                break;
+            }
+            self.pages.truncate(first);
+            self.slabs.pop();
+        }
+        self.touched = self.touched.min(self.pages.len());
+    }
+
+    fn add_slab(&mut self, pages: usize) {
+        let bytes = self.page_bytes();
+        self.pages.extend((0..pages).map(|i| (self.slabs.len(), i * bytes)));
+        self.slabs.push(AlignedBytes::zeroed(pages * bytes));
+    }
+
+    fn page_bytes(&self) -> usize {
+        PAGE * self.kv_heads * (self.head_dim + self.padded) * self.kind.bytes()
+    }
+
+    /// Bytes of the pages that tokens were written to.
     pub fn bytes(&self) -> usize {
-        self.pages.iter().map(|p| p.as_slice().len()).sum()
+        self.touched * self.page_bytes()
     }
 
     /// The pages that hold tokens.
-    pub(crate) fn pages(&self) -> impl Iterator<Item = &[u8]> {
-        self.pages.iter().map(AlignedBytes::as_slice)
+    pub(crate) fn pages(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.pages[..self.len.div_ceil(PAGE)].iter().map(|&(slab, at)| &self.slabs[slab].as_slice()[at..at + self.page_bytes()])
     }
 
     /// Where the keys of a head begin in a page.
@@ -107,64 +152,108 @@ impl KvLayer {
     ///
     /// # Panics
     /// If the lengths are not whole tokens or differ.
-    pub fn append(&mut self, backend: &Backend, keys: &[f32], values: &[f32]) {
-        let width = self.kv_heads * self.head_dim;
-        assert!(keys.len() == values.len() && keys.len().is_multiple_of(width), "whole tokens");
-        let tokens = keys.len() / width;
+    pub fn append(&mut self, backend: &Backend, scratch: &mut AttentionScratch, keys: &[f32], values: &[f32]) {
+        let tokens = keys.len() / (self.kv_heads * self.head_dim);
+        backend.append(scratch, std::iter::once((self, tokens)), keys, values);
+    }
+
+    /// Makes room for `tokens` more tokens, counts them and calls `take` for each page that they are written to.
+    fn extend(&mut self, tokens: usize, row: usize, take: &mut impl FnMut(Target)) {
         let first = self.len;
         self.len += tokens;
-        let page_bytes = PAGE * self.kv_heads * (self.head_dim + self.padded) * self.kind.bytes();
-        while self.pages.len() * PAGE < self.len {
-            self.pages.push(AlignedBytes::zeroed(page_bytes));
+        let needed = self.len.div_ceil(PAGE);
+        while self.pages.len() < needed {
+            // twice as many as there are, for those who did not reserve
+            self.add_slab((needed - self.pages.len()).max(self.pages.len()).min(SLAB));
         }
-        let size = self.kind.bytes();
+        self.touched = self.touched.max(needed);
+        for page in first / PAGE..needed {
+            let (slab, at) = self.pages[page];
+            let positions = (first.max(page * PAGE), self.len.min((page + 1) * PAGE));
+            let base = Out(self.slabs[slab].start().wrapping_add(at));
+            take(Target { base, kind: self.kind, positions, row: row + positions.0 - first });
+        }
+    }
+}
+
+/// A page that new tokens are written to.
+pub(crate) struct Target {
+    base: Out<u8>,
+    kind: KvType,
+    /// First and one past the last position that is written.
+    positions: (usize, usize),
+    /// Row of the first among keys and values.
+    row: usize,
+}
+
+impl Backend {
+    /// Appends tokens to the caches of several sequences, each given with the number of its new tokens: `keys` and
+    /// `values` are `[tokens, kv_heads * head_dim]`, sequence after sequence.
+    ///
+    /// # Panics
+    /// If the lengths are not the sequences' tokens, or the layers are not of one shape.
+    pub fn append<'k>(
+        &self,
+        scratch: &mut AttentionScratch,
+        sequences: impl Iterator<Item = (&'k mut KvLayer, usize)>,
+        keys: &[f32],
+        values: &[f32],
+    ) {
+        let targets = &mut scratch.targets;
+        targets.clear();
+        let (mut shape, mut rows) = (None, 0);
+        for (layer, tokens) in sequences {
+            assert_eq!(*shape.get_or_insert((layer.kv_heads, layer.head_dim)), (layer.kv_heads, layer.head_dim), "layers of one shape");
+            layer.extend(tokens, rows, &mut |target| targets.push(target));
+            rows += tokens;
+        }
+        let Some((kv_heads, head_dim)) = shape else { return };
+        let (width, padded) = (kv_heads * head_dim, head_dim.next_multiple_of(16));
+        assert!(keys.len() == rows * width && values.len() == rows * width, "whole tokens");
+        let targets = &*targets;
         // one head of one page at a time: its keys and values are contiguous there
-        let pages = first / PAGE..self.len.div_ceil(PAGE);
-        let mut bases = std::mem::take(&mut self.bases);
-        bases.clear();
-        bases.extend(self.pages[pages.clone()].iter_mut().map(|p| Out(p.as_mut_slice().as_mut_ptr())));
-        let this = &*self;
         let piece = |i: usize| {
-            let (page, head) = (pages.start + i / this.kv_heads, i % this.kv_heads);
-            let base = bases[i / this.kv_heads];
-            // SAFETY: the keys and the values of this head lie inside the page, and this piece alone writes them.
+            let (target, head) = (&targets[i / kv_heads], i % kv_heads);
+            let size = target.kind.bytes();
+            let (key_bytes, value_bytes) = (head_dim * PAGE * size, padded * PAGE * size);
+            // SAFETY: the keys and the values of this head lie inside the page, which belongs to a sequence that is
+            // borrowed exclusively, and this piece alone writes them.
             let (head_keys, head_values) = unsafe {
                 (
-                    std::slice::from_raw_parts_mut(base.at(this.key_offset(head)), this.head_dim * PAGE * size),
-                    std::slice::from_raw_parts_mut(base.at(this.value_offset(head)), this.padded * PAGE * size),
+                    std::slice::from_raw_parts_mut(target.base.at(head * key_bytes), key_bytes),
+                    std::slice::from_raw_parts_mut(target.base.at(kv_heads * key_bytes + head * value_bytes), value_bytes),
                 )
             };
-            for position in first.max(page * PAGE)..this.len.min((page + 1) * PAGE) {
-                let at = (position - first) * width + head * this.head_dim;
+            for (row, position) in (target.row..).zip(target.positions.0..target.positions.1) {
+                let at = row * width + head * head_dim;
                 let slot = position % PAGE;
-                this.round(backend, &keys[at..at + this.head_dim], |d, bytes| {
+                self.round(target.kind, &keys[at..at + head_dim], |d, bytes| {
                     bytes
                         .chunks_exact(size)
                         .enumerate()
                         .for_each(|(i, b)| head_keys[((d + i) * PAGE + slot) * size..][..size].copy_from_slice(b));
                 });
-                this.round(backend, &values[at..at + this.head_dim], |d, bytes| {
-                    head_values[(slot * this.padded + d) * size..][..bytes.len()].copy_from_slice(bytes);
+                self.round(target.kind, &values[at..at + head_dim], |d, bytes| {
+                    head_values[(slot * padded + d) * size..][..bytes.len()].copy_from_slice(bytes);
                 });
             }
         };
-        let pieces = pages.len() * self.kv_heads;
-        if tokens * width < 1 << 14 {
+        let pieces = targets.len() * kv_heads;
+        if rows * width < 1 << 14 {
             (0..pieces).for_each(piece);
         } else {
-            backend.pool.run(pieces, &piece);
+            self.pool.run(pieces, &piece);
         }
-        self.bases = bases;
     }
 
     /// Rounds `x` to the stored type; `take` gets runs of bytes with the index of their first element.
-    fn round(&self, backend: &Backend, x: &[f32], mut take: impl FnMut(usize, &[u8])) {
+    fn round(&self, kind: KvType, x: &[f32], mut take: impl FnMut(usize, &[u8])) {
         for (i, x) in x.chunks(RUN).enumerate() {
             let mut halves = [0u16; RUN];
             let halves = &mut halves[..x.len()];
-            match self.kind {
+            match kind {
                 // SAFETY: the table's instruction set is available; the kernel checks lengths.
-                KvType::F16 => unsafe { (backend.kernels.to_f16)(x, halves) },
+                KvType::F16 => unsafe { (self.kernels.to_f16)(x, halves) },
                 KvType::BF16 => halves.iter_mut().zip(x).for_each(|(h, v)| *h = bf16::from_f32(*v).to_bits()),
                 KvType::F32 => {
                     let mut bytes = [0u8; 4 * RUN];

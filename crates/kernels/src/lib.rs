@@ -35,7 +35,7 @@ mod probe;
 mod threads;
 
 pub use activations::{Activations, Input};
-pub use attention::AttentionScratch;
+pub use attention::{AttentionRule, AttentionScratch};
 pub use backend::{Backend, MatmulScratch, Product, Weight};
 pub use error::KernelError;
 pub use isa::{ISA_NAMES, Isa};

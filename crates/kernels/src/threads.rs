@@ -2,19 +2,30 @@
 //!
 //! A region is a number of chunks and a function of the chunk's index. Its state is one word (generation, number of
 //! chunks, next chunk): whoever wins the exchange owns the chunk. The caller works too and waits only for chunks that somebody has
-//! claimed, never for a worker to show up, so a worker that lost its core delays nothing but its own chunk. Workers
-//! spin for a short while between regions, then park.
+//! claimed, never for a worker to show up, so a worker that lost its core delays nothing but its own chunk.
+//!
+//! Workers spin for a short while between regions, then park: as long as spinning pays, and hardly at all where it burns
+//! the time slices of others (cpu_kernels §8). The caller, too, soon offers its core to those that it waits for. No lock
+//! is taken that somebody without a core could hold.
 
 use crate::KernelError;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// Pauses before a worker parks: some ten microseconds, enough to bridge the short serial steps between two regions.
-/// Longer spins burn the time slices of others on a busy machine (cpu_kernels §8).
-const SPINS: u32 = 400;
+/// How long a worker spins at first before it parks: enough to bridge the short serial steps between two regions.
+const SPIN: Duration = Duration::from_micros(10);
+/// What spinning shrinks to where it does not pay, and grows to where it would have.
+const SPINS: (Duration, Duration) = (Duration::from_micros(1), Duration::from_micros(50));
+/// Looks at the state between two looks at the clock.
+const LOOKS: u32 = 16;
+/// A few looks take far less; who finds so much time gone had no core.
+const LOST: Duration = Duration::from_micros(100);
+/// How long the caller spins for claimed chunks before it offers its core to whoever has them.
+const PATIENCE: Duration = Duration::from_micros(20);
 
 /// Bits of the state word that count chunks; the generation has the rest.
 const BITS: u32 = 22;
@@ -40,10 +51,11 @@ struct Shared {
     state: AtomicU64,
     finished: AtomicUsize,
     job: AtomicPtr<()>,
-    sleepers: AtomicUsize,
+    /// Which workers are parked, or about to.
+    parked: Vec<AtomicBool>,
     stop: AtomicBool,
-    lock: Mutex<()>,
-    wake: Condvar,
+    /// Whether there are more threads than processors: somebody else could use the time that one spins away.
+    crowded: bool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -60,7 +72,25 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How long to spin next time, after sleeping for `asleep`: twice as long if a little more patience would have met the
+/// region, half as long if none does.
+fn spin_after(spin: Duration, asleep: Duration) -> Duration {
+    if asleep < SPINS.1 { (2 * spin).min(SPINS.1) } else { (spin / 2).max(SPINS.0) }
+}
+
 impl Shared {
+    fn new(workers: usize) -> Self {
+        Shared {
+            state: AtomicU64::new(0),
+            finished: AtomicUsize::new(0),
+            job: AtomicPtr::new(std::ptr::null_mut()),
+            parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            stop: AtomicBool::new(false),
+            crowded: workers >= std::thread::available_parallelism().map_or(1, |n| n.get()),
+            panic: Mutex::new(None),
+        }
+    }
+
     /// Claims and runs chunks until none is left.
     fn work(&self) {
         loop {
@@ -82,34 +112,54 @@ impl Shared {
         }
     }
 
-    fn worker(&self) {
+    fn worker(&self, index: usize) {
         let mut seen = 0;
-        loop {
-            let mut spins = 0;
-            loop {
-                if self.stop.load(Ordering::Acquire) {
-                    return;
-                }
-                let generation = generation_of(self.state.load(Ordering::Acquire));
-                if generation != seen {
-                    seen = generation;
-                    break;
-                }
-                if spins < SPINS {
-                    spins += 1;
-                    std::hint::spin_loop();
-                    continue;
-                }
-                let guard = lock(&self.lock);
-                self.sleepers.fetch_add(1, Ordering::SeqCst);
-                // between here and the wait nobody can publish unseen: publishers look at `sleepers` after the state
-                if generation_of(self.state.load(Ordering::SeqCst)) == seen && !self.stop.load(Ordering::SeqCst) {
-                    drop(self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner));
-                }
-                self.sleepers.fetch_sub(1, Ordering::SeqCst);
-            }
+        let mut spin = SPIN;
+        while let Some(generation) = self.wait(index, seen, &mut spin) {
+            seen = generation;
             self.work();
         }
+    }
+
+    /// Waits for another generation than `seen`; none at the end of the pool.
+    fn wait(&self, index: usize, seen: u64, spin: &mut Duration) -> Option<u64> {
+        let news = || {
+            let generation = generation_of(self.state.load(Ordering::SeqCst));
+            let stop = self.stop.load(Ordering::SeqCst);
+            (stop || generation != seen).then_some((!stop).then_some(generation))
+        };
+        if !self.crowded {
+            let begin = Instant::now();
+            let mut before = begin;
+            loop {
+                for _ in 0..LOOKS {
+                    if let Some(news) = news() {
+                        return news;
+                    }
+                    std::hint::spin_loop();
+                }
+                let now = Instant::now();
+                if now - before > LOST {
+                    *spin = SPINS.0;
+                }
+                before = now;
+                if now - begin >= *spin {
+                    break;
+                }
+            }
+        }
+        let begin = Instant::now();
+        self.parked[index].store(true, Ordering::SeqCst);
+        let news = loop {
+            // from here on nobody can publish unseen: publishers look at `parked` after the state
+            match news() {
+                Some(news) => break news,
+                None => std::thread::park(),
+            }
+        };
+        self.parked[index].store(false, Ordering::SeqCst);
+        *spin = spin_after(*spin, begin.elapsed());
+        news
     }
 }
 
@@ -119,20 +169,12 @@ impl Pool {
     /// # Errors
     /// [`KernelError::Threads`] if the system refuses them.
     pub fn new(threads: usize) -> Result<Self, KernelError> {
-        let shared = Arc::new(Shared {
-            state: AtomicU64::new(0),
-            finished: AtomicUsize::new(0),
-            job: AtomicPtr::new(std::ptr::null_mut()),
-            sleepers: AtomicUsize::new(0),
-            stop: AtomicBool::new(false),
-            lock: Mutex::new(()),
-            wake: Condvar::new(),
-            panic: Mutex::new(None),
-        });
+        let workers = threads.max(1) - 1;
+        let shared = Arc::new(Shared::new(workers));
         let mut pool = Self { shared, workers: vec![], region: Mutex::new(()) };
-        for i in 1..threads.max(1) {
+        for i in 0..workers {
             let shared = Arc::clone(&pool.shared);
-            let worker = std::thread::Builder::new().name(format!("billfish-{i}")).spawn(move || shared.worker());
+            let worker = std::thread::Builder::new().name(format!("billfish-{}", i + 1)).spawn(move || shared.worker(i));
             pool.workers.push(worker.map_err(|e| KernelError::Threads { threads, reason: e.to_string() })?);
         }
         Ok(pool)
@@ -143,10 +185,11 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `body(0)`, …, `body(chunks - 1)`, each once, on any thread in any order, and returns when all are done.
+    /// Runs `body(0)`, …, `body(chunks - 1)`, each once, on any thread in any order, and returns when all are done. A chunk
+    /// must not wait for another one: the caller may have to do all of them.
     ///
     /// # Panics
-    /// With the panic of a chunk, after all chunks are done.
+    /// With the panic of a chunk, when none is running any more.
     pub fn run(&self, chunks: usize, body: &(dyn Fn(usize) + Sync)) {
         if self.workers.is_empty() || chunks <= 1 {
             return (0..chunks).for_each(body);
@@ -160,28 +203,34 @@ impl Pool {
         shared.finished.store(0, Ordering::SeqCst);
         shared.job.store((&raw const job).cast_mut().cast(), Ordering::SeqCst);
         shared.state.store(generation << (2 * BITS) | (chunks as u64) << BITS, Ordering::SeqCst);
-        if shared.sleepers.load(Ordering::SeqCst) > 0 {
-            drop(lock(&shared.lock));
-            shared.wake.notify_all();
-        }
+        self.wake(chunks - 1);
         shared.work();
-        let mut spins = 0u32;
-        while shared.finished.load(Ordering::Acquire) < chunks {
-            spins += 1;
-            if spins < 10_000 { std::hint::spin_loop() } else { std::thread::yield_now() }
+        let done = || shared.finished.load(Ordering::Acquire) >= chunks;
+        let mut begin = None;
+        while !done() {
+            if !shared.crowded && begin.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
+                (0..LOOKS).take_while(|_| !done()).for_each(|_| std::hint::spin_loop());
+            } else {
+                std::thread::yield_now();
+            }
         }
         let panic = lock(&shared.panic).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
     }
+
+    /// Wakes parked workers, as many as there are chunks for. It takes no lock: whoever holds one may have lost its core.
+    fn wake(&self, chunks: usize) {
+        let parked = self.workers.iter().zip(&self.shared.parked).filter(|(_, parked)| parked.load(Ordering::SeqCst));
+        parked.take(chunks).for_each(|(worker, _)| worker.thread().unpark());
+    }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        drop(lock(&self.shared.lock));
-        self.shared.wake.notify_all();
+        self.wake(usize::MAX);
         for w in self.workers.drain(..) {
             // a worker never panics: chunks are caught
             let _ = w.join();
@@ -231,5 +280,68 @@ mod tests {
             sum.fetch_add(i, Ordering::Relaxed);
         });
         assert_eq!(sum.into_inner(), 28);
+    }
+
+    /// Waits for something that another thread is to do, and gives up after a minute.
+    fn eventually(what: impl Fn() -> bool) -> bool {
+        let begin = Instant::now();
+        while !what() {
+            if begin.elapsed() > Duration::from_secs(60) {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        true
+    }
+
+    #[test]
+    fn a_held_worker_holds_its_own_chunk_and_no_other() {
+        const CHUNKS: usize = 100;
+        let pool = Pool::new(2).unwrap();
+        let caller = std::thread::current().id();
+        for _ in 0..5 {
+            let (held, done, freed) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicBool::new(false));
+            pool.run(CHUNKS, &|_| {
+                if std::thread::current().id() == caller {
+                    // only when the worker is stuck in a chunk
+                    assert!(eventually(|| held.load(Ordering::SeqCst)));
+                    done.fetch_add(1, Ordering::SeqCst);
+                } else {
+                    held.store(true, Ordering::SeqCst);
+                    freed.store(eventually(|| done.load(Ordering::SeqCst) == CHUNKS - 1), Ordering::SeqCst);
+                }
+            });
+            assert!(freed.load(Ordering::SeqCst), "the caller did all other chunks while the worker was held");
+        }
+    }
+
+    #[test]
+    fn spinning_shrinks_where_it_does_not_pay_and_comes_back() {
+        let long = Duration::from_millis(3);
+        let shrunk = (0..10).fold(SPIN, |spin, _| spin_after(spin, long));
+        assert_eq!(shrunk, SPINS.0);
+        let short = Duration::from_micros(20);
+        assert_eq!(spin_after(shrunk, short), 2 * SPINS.0);
+        assert_eq!((0..10).fold(shrunk, |spin, _| spin_after(spin, short)), SPINS.1);
+    }
+
+    #[test]
+    fn workers_that_never_come_are_not_waited_for() {
+        let shared = Arc::new(Shared::new(2));
+        // one looks as if it slept, one as if it were on its way
+        shared.parked[0].store(true, Ordering::SeqCst);
+        let absent = |_| {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || assert!(eventually(|| shared.stop.load(Ordering::SeqCst))))
+        };
+        let workers = (0..2).map(absent).collect();
+        let pool = Pool { shared: Arc::clone(&shared), workers, region: Mutex::new(()) };
+        for chunks in [2, 3, 1000] {
+            let sum = AtomicUsize::new(0);
+            pool.run(chunks, &|i| {
+                sum.fetch_add(i + 1, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), chunks * (chunks + 1) / 2);
+        }
     }
 }

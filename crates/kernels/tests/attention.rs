@@ -2,7 +2,7 @@
 
 mod common;
 
-use billfish_kernels::{AttentionScratch, Backend, Isa, KvLayer, KvType};
+use billfish_kernels::{AttentionRule, AttentionScratch, Backend, Isa, KvLayer, KvType};
 use common::Rng;
 
 /// Softmax attention in f64 over the stored (f16-rounded or f32) keys and values.
@@ -56,9 +56,14 @@ fn attention_matches_f64_in_any_chunking() {
                         let mut out = vec![0.0; q.len()];
                         for t0 in (0..tokens).step_by(step) {
                             let t1 = (t0 + step).min(tokens);
-                            layer.append(&backend, &k[t0 * kv_heads * d..t1 * kv_heads * d], &v[t0 * kv_heads * d..t1 * kv_heads * d]);
+                            layer.append(
+                                &backend,
+                                &mut scratch,
+                                &k[t0 * kv_heads * d..t1 * kv_heads * d],
+                                &v[t0 * kv_heads * d..t1 * kv_heads * d],
+                            );
                             let rows = t0 * heads * d..t1 * heads * d;
-                            layer.attend(&backend, &mut scratch, &q[rows.clone()], heads, scale, window, &mut out[rows]);
+                            layer.attend(&backend, &mut scratch, AttentionRule { heads, scale, window }, &q[rows.clone()], &mut out[rows]);
                         }
                         assert_eq!(layer.len(), tokens);
                         for (got, want) in out.iter().zip(&want) {
@@ -100,9 +105,9 @@ fn long_contexts_are_joined_alike_in_prefill_and_decode() {
                 let mut t0 = 0;
                 while t0 < tokens {
                     let t1 = if t0 >= single { t0 + 1 } else { (t0 + step).min(single) }.min(tokens);
-                    layer.append(&backend, &k[t0 * d..t1 * d], &v[t0 * d..t1 * d]);
+                    layer.append(&backend, &mut scratch, &k[t0 * d..t1 * d], &v[t0 * d..t1 * d]);
                     let rows = t0 * heads * d..t1 * heads * d;
-                    layer.attend(&backend, &mut scratch, &q[rows.clone()], heads, scale, window, &mut out[rows]);
+                    layer.attend(&backend, &mut scratch, AttentionRule { heads, scale, window }, &q[rows.clone()], &mut out[rows]);
                     t0 = t1;
                 }
                 // as in the short test; values lie in [-1, 1] and are averaged
@@ -116,21 +121,98 @@ fn long_contexts_are_joined_alike_in_prefill_and_decode() {
     }
 }
 
+/// Several sequences in one call, each with its own length, number of query tokens and storage: every row is what it is
+/// when its sequence is alone.
+#[test]
+fn sequences_side_by_side_are_as_if_alone() {
+    let mut rng = Rng(6);
+    let (heads, kv_heads, d) = (6, 2, 24);
+    // tokens that are there before, and new ones: decode steps, chunks of prompts, one that is not part of this pass
+    let mixtures: [&[(usize, usize)]; 4] =
+        [&[(0, 5), (63, 1), (64, 1), (700, 1), (10, 70)], &[(1300, 1)], &[(1100, 1), (0, 1), (3, 1), (2, 0), (520, 3)], &[(5, 1); 40]];
+    for (mixture, window) in mixtures.iter().flat_map(|m| [(m, None), (m, Some(600)), (m, Some(3))]) {
+        let rule = AttentionRule { heads, scale: 0.4, window };
+        let lengths: Vec<usize> = mixture.iter().map(|(before, new)| before + new).collect();
+        let (kvs, new): (Vec<_>, usize) = (
+            lengths.iter().map(|n| (rng.floats(n * kv_heads * d), rng.floats(n * kv_heads * d))).collect(),
+            mixture.iter().map(|(_, new)| new).sum(),
+        );
+        let q = rng.floats(new * heads * d);
+        for isa in Isa::available() {
+            let alone = Backend::new(isa, 1).unwrap();
+            let mut scratch = AttentionScratch::default();
+            let mut want = vec![];
+            for (i, (k, v)) in kvs.iter().enumerate() {
+                let mut layer = KvLayer::new(kv_heads, d, KvType::ALL[i % 3]);
+                layer.append(&alone, &mut scratch, k, v);
+                let rows = want.len()..want.len() + mixture[i].1 * heads * d;
+                want.resize(rows.end, 0.0);
+                layer.attend(&alone, &mut scratch, rule, &q[rows.clone()], &mut want[rows]);
+            }
+            for threads in [1, 2, 13] {
+                let backend = Backend::new(isa, threads).unwrap();
+                let mut layers: Vec<KvLayer> = (0..kvs.len()).map(|i| KvLayer::new(kv_heads, d, KvType::ALL[i % 3])).collect();
+                let (mut keys, mut values) = (vec![], vec![]);
+                for ((layer, (k, v)), (before, _)) in layers.iter_mut().zip(&kvs).zip(*mixture) {
+                    let at = before * kv_heads * d;
+                    layer.append(&backend, &mut scratch, &k[..at], &v[..at]);
+                    keys.extend_from_slice(&k[at..]);
+                    values.extend_from_slice(&v[at..]);
+                }
+                let tokens = || mixture.iter().map(|(_, new)| *new);
+                backend.append(&mut scratch, layers.iter_mut().zip(tokens()), &keys, &values);
+                let mut out = vec![0.0; q.len()];
+                backend.attend(&mut scratch, rule, layers.iter().zip(tokens()), &q, &mut out);
+                let other = out.iter().zip(&want).position(|(a, b)| a.to_bits() != b.to_bits());
+                assert_eq!(other, None, "{mixture:?} {window:?} {isa:?} {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn room_is_made_ahead_and_given_back() {
+    let backend = Backend::new(Isa::choose(None).unwrap(), 1).unwrap();
+    let mut scratch = AttentionScratch::default();
+    let mut layer = KvLayer::new(2, 16, KvType::F32);
+    let page = 64 * 2 * 2 * 16 * 4;
+    layer.reserve(10_000);
+    assert!(layer.capacity() >= 10_000 && layer.capacity() < 10_064);
+    assert_eq!(layer.bytes(), 0, "nothing was written yet");
+    let rows = vec![1.0; 5000 * 32];
+    layer.append(&backend, &mut scratch, &rows, &rows);
+    assert_eq!((layer.bytes(), layer.len()), (79 * page, 5000));
+    layer.truncate(70);
+    assert_eq!((layer.bytes(), layer.len()), (79 * page, 70), "what was written to stays memory");
+    layer.shrink(100);
+    assert!(layer.capacity() >= 100 && layer.capacity() < 5000 && layer.bytes() == layer.capacity() / 64 * page);
+    layer.reserve(5000);
+    layer.append(&backend, &mut scratch, &rows[..32 * 4000], &rows[..32 * 4000]);
+    assert_eq!(layer.len(), 4070);
+    // one that nobody planned for grows by itself, in ever larger steps
+    let mut grown = KvLayer::new(2, 16, KvType::F32);
+    for _ in 0..500 {
+        grown.append(&backend, &mut scratch, &rows[..32], &rows[..32]);
+    }
+    assert_eq!((grown.len(), grown.bytes(), grown.capacity()), (500, 8 * page, 512));
+}
+
 #[test]
 fn a_truncated_cache_continues_as_if_new() {
     let mut rng = Rng(2);
     let backend = Backend::new(Isa::choose(None).unwrap(), 1).unwrap();
     let (k, v) = (rng.floats(100 * 16), rng.floats(100 * 16));
     let q = rng.floats(32);
+    let mut scratch = AttentionScratch::default();
     let mut whole = KvLayer::new(1, 16, KvType::F16);
-    whole.append(&backend, &k[..70 * 16], &v[..70 * 16]);
+    whole.append(&backend, &mut scratch, &k[..70 * 16], &v[..70 * 16]);
     let mut cut = KvLayer::new(1, 16, KvType::F16);
-    cut.append(&backend, &k, &v);
+    cut.append(&backend, &mut scratch, &k, &v);
     cut.truncate(65);
-    cut.append(&backend, &k[65 * 16..70 * 16], &v[65 * 16..70 * 16]);
+    cut.append(&backend, &mut scratch, &k[65 * 16..70 * 16], &v[65 * 16..70 * 16]);
     let mut outs = [vec![0.0; 32], vec![0.0; 32]];
     for (layer, out) in [whole, cut].iter().zip(&mut outs) {
-        layer.attend(&backend, &mut AttentionScratch::default(), &q, 2, 0.25, None, out);
+        layer.attend(&backend, &mut scratch, AttentionRule { heads: 2, scale: 0.25, window: None }, &q, out);
     }
     assert_eq!(outs[0], outs[1]);
 }
@@ -140,11 +222,12 @@ fn a_nan_is_not_hidden_by_the_softmax() {
     for isa in Isa::available() {
         let backend = Backend::new(isa, 1).unwrap();
         let mut layer = KvLayer::new(1, 16, KvType::F32);
+        let mut scratch = AttentionScratch::default();
         let mut k = vec![0.5; 3 * 16];
         k[20] = f32::NAN;
-        layer.append(&backend, &k, &[1.0; 48]);
+        layer.append(&backend, &mut scratch, &k, &[1.0; 48]);
         let mut out = [0.0; 16];
-        layer.attend(&backend, &mut AttentionScratch::default(), &[1.0; 16], 1, 1.0, None, &mut out);
+        layer.attend(&backend, &mut scratch, AttentionRule { heads: 1, scale: 1.0, window: None }, &[1.0; 16], &mut out);
         assert!(out.iter().all(|v| v.is_nan()), "{isa:?}");
     }
 }

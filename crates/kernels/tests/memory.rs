@@ -2,12 +2,15 @@
 //! step once its buffers have grown.
 
 use billfish_formats::Checkpoint;
-use billfish_kernels::{Activations, Backend, Isa};
-use billfish_models::{LoadOptions, Logits, Model, Scratch};
+use billfish_kernels::{Activations, AttentionScratch, Backend, Isa, KvLayer, KvType};
+use billfish_models::{Cache, LoadOptions, Logits, Model, Part, Scratch};
 use billfish_quantize::synth;
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Arc;
+use std::cell::Cell;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// The system's allocator, watched.
 struct Watched;
@@ -15,9 +18,31 @@ struct Watched;
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
+thread_local! {
+    /// Whether this thread runs models: those that packed weights go to sleep when they like, and allocate while they do.
+    static RUNS: Cell<bool> = const { Cell::new(false) };
+}
+
 fn note(size: usize) {
     LARGEST.fetch_max(size, Ordering::Relaxed);
-    COUNT.fetch_add(1, Ordering::Relaxed);
+    COUNT.fetch_add(usize::from(RUNS.get()), Ordering::Relaxed);
+}
+
+/// Allocations of the threads that a model runs on while `body` runs.
+fn allocations(model: &Model, body: impl FnOnce()) -> usize {
+    let pool = model.backend().pool();
+    // chunks long enough for every thread to get one, sooner or later
+    let marked = Mutex::new(HashSet::new());
+    while marked.lock().unwrap().len() < pool.threads() {
+        pool.run(4 * pool.threads(), &|_| {
+            RUNS.set(true);
+            marked.lock().unwrap().insert(std::thread::current().id());
+            std::thread::sleep(Duration::from_millis(1));
+        });
+    }
+    COUNT.store(0, Ordering::Relaxed);
+    body();
+    COUNT.load(Ordering::Relaxed)
 }
 
 // SAFETY: every call goes to the system's allocator unchanged.
@@ -74,27 +99,74 @@ fn no_buffer_is_as_large_as_a_dequantized_weight() {
     }
 }
 
-fn a_decode_step_allocates_nothing_but_kv_pages() {
+/// Over borders of pages and of the stretches that threads share.
+fn a_decode_step_allocates_nothing() {
     let (_dir, checkpoint) = folder("tiny:w4g32");
     for activations in Activations::ALL {
         let model = load(&checkpoint, activations);
-        let mut cache = model.new_cache(200);
+        let mut cache = model.new_cache(1100);
         let mut scratch = Scratch::default();
-        // past the first page, so that the buffers have the size of two
-        model.forward(&mut cache, &[5; 66], Logits::Last, &mut scratch).unwrap();
-        model.forward(&mut cache, &[6], Logits::Last, &mut scratch).unwrap();
-        COUNT.store(0, Ordering::Relaxed);
-        for token in 10..60 {
-            model.forward(&mut cache, &[token], Logits::Last, &mut scratch).unwrap();
-        }
-        assert_eq!(cache.len(), 117);
-        assert_eq!(COUNT.load(Ordering::Relaxed), 0, "{activations:?}");
+        model.forward(&mut cache, &[5; 3], Logits::Last, &mut scratch).unwrap();
+        model.forward(&mut cache, &[6; 510], Logits::Last, &mut scratch).unwrap();
+        model.forward(&mut cache, &[7], Logits::Last, &mut scratch).unwrap();
+        let count = allocations(&model, || {
+            for token in 0..580 {
+                model.forward(&mut cache, &[token % 100], Logits::Last, &mut scratch).unwrap();
+            }
+        });
+        assert_eq!((count, cache.len()), (0, 1094), "{activations:?}");
     }
+}
+
+/// Sequences of different lengths side by side.
+fn a_decode_step_of_a_batch_allocates_nothing() {
+    let (_dir, checkpoint) = folder("tiny:w4g32");
+    let model = load(&checkpoint, Activations::Exact);
+    let mut caches: [Cache; 5] = std::array::from_fn(|_| model.new_cache(700));
+    let mut scratch = Scratch::default();
+    for (i, cache) in caches.iter_mut().enumerate() {
+        model.forward(cache, &vec![4; 1 + 100 * i], Logits::None, &mut scratch).unwrap();
+    }
+    let mut step = |token: u32| {
+        let tokens = [token];
+        let mut parts = caches.each_mut().map(|cache| Part { cache, tokens: &tokens, want: Logits::Last });
+        let logits = model.forward_batch(&mut parts, &mut scratch).unwrap();
+        (0..5).for_each(|i| assert!(!logits.of(i).unwrap().is_empty()));
+    };
+    step(1);
+    let count = allocations(&model, || (0..200).for_each(|i| step(i % 90)));
+    assert_eq!((count, caches[4].len()), (0, 602));
+}
+
+/// Reserved pages take memory when they are written to and not before.
+#[cfg(target_os = "linux")]
+fn room_for_a_long_plan_is_no_memory() {
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches("kB").trim().parse::<usize>().unwrap() * 1024
+    };
+    let backend = Backend::new(Isa::choose(None).unwrap(), 1).unwrap();
+    let (kv_heads, head_dim) = (8, 128);
+    let token = 2 * kv_heads * head_dim * 4;
+    let before = resident();
+    let mut layer = KvLayer::new(kv_heads, head_dim, KvType::F32);
+    layer.reserve((1 << 30) / token);
+    assert!(layer.capacity() * token >= 1 << 30 && layer.bytes() == 0);
+    let rows = vec![1.0; 100 * kv_heads * head_dim];
+    layer.append(&backend, &mut AttentionScratch::default(), &rows, &rows);
+    assert_eq!(layer.bytes(), 128 * token);
+    // a slab has 32 MiB, and where pages are huge its first 2 MiB come with the allocator's own note at its beginning
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 160 << 20, "{grown} bytes became resident for {} reserved ones", layer.capacity() * token);
 }
 
 /// One test: while a second one runs or ends, the harness allocates too.
 #[test]
 fn memory() {
     no_buffer_is_as_large_as_a_dequantized_weight();
-    a_decode_step_allocates_nothing_but_kv_pages();
+    a_decode_step_allocates_nothing();
+    a_decode_step_of_a_batch_allocates_nothing();
+    #[cfg(target_os = "linux")]
+    room_for_a_long_plan_is_no_memory();
 }

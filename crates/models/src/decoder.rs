@@ -1,10 +1,13 @@
 //! The decoder: one forward pass for every architecture.
 
+use crate::batch::{self, BatchLogits, Given, Logits, Part};
 use crate::head::HeadRounding;
 use crate::load::{LoadOptions, ModuleUse};
 use crate::rope::Angles;
 use crate::{DecoderConfig, ModelError};
-use billfish_kernels::{Activations, AttentionScratch, Backend, Input, KvLayer, MatmulScratch, PackedDense, Product, Weight};
+use billfish_kernels::{
+    Activations, AttentionRule, AttentionScratch, Backend, Input, KvLayer, MatmulScratch, PackedDense, Product, Weight,
+};
 use billfish_tensor::{ActivationScale, DenseTensor};
 use std::sync::Arc;
 
@@ -102,27 +105,30 @@ impl Cache {
         self.len() == 0
     }
 
-    /// Bytes of keys and values.
+    /// Bytes of keys and values that were written to: what is only reserved takes no memory yet.
     pub fn bytes(&self) -> usize {
         self.layers.iter().map(KvLayer::bytes).sum()
     }
 
-    /// Forgets all tokens from position `len` on.
+    /// Tokens that there is room for: no pass allocates any up to there.
+    pub fn capacity(&self) -> usize {
+        self.layers.first().map_or(0, KvLayer::capacity)
+    }
+
+    /// Makes room for `tokens` tokens in all. The system gives the memory as tokens come; of what is reserved and never
+    /// used only addresses are taken.
+    pub fn reserve(&mut self, tokens: usize) {
+        self.layers.iter_mut().for_each(|l| l.reserve(tokens));
+    }
+
+    /// Forgets all tokens from position `len` on; their room stays.
     pub fn truncate(&mut self, len: usize) {
         self.layers.iter_mut().for_each(|l| l.truncate(len));
     }
 }
 
-/// Which rows of logits a forward pass is to give.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Logits {
-    /// None.
-    None,
-    /// Of the last token.
-    Last,
-    /// Of every token.
-    All,
-}
+/// Tokens that a plan reserves room for at most: plans may be far longer than what comes of them.
+pub const RESERVED_AHEAD: usize = 4096;
 
 /// Buffers of the forward pass, kept from call to call so that a decode step allocates nothing once they have grown.
 #[derive(Default)]
@@ -140,6 +146,7 @@ pub struct Scratch {
     up: Vec<f32>,
     output: Vec<f32>,
     logits: Vec<f32>,
+    given: Vec<Given>,
 }
 
 /// The first `len` elements of a buffer, grown if need be.
@@ -207,21 +214,27 @@ impl Model {
         c.layers * c.kv_heads * (c.head_dim + c.head_dim.next_multiple_of(16)) * self.options.kv().bytes()
     }
 
-    /// An empty cache for a sequence planned to reach `length` tokens. Only the dynamic rope rule asks for the length:
-    /// its frequencies are those of a sequence of that many tokens from the first token on, so that results do not
-    /// depend on how the sequence was cut into passes. Storage grows with the tokens.
+    /// An empty cache for a sequence planned to reach `length` tokens, with room for them, but for no more than
+    /// [`RESERVED_AHEAD`]; it grows by itself beyond that, or before with [`Cache::reserve`]. The dynamic rope rule asks for
+    /// the length too: its frequencies are those of a sequence of that many tokens from the first token on, so that results
+    /// do not depend on how the sequence was cut into passes.
     pub fn new_cache(&self, length: usize) -> Cache {
         let c = &self.config;
         let layer = || KvLayer::new(c.kv_heads, c.head_dim, self.options.kv());
-        Cache { layers: (0..c.layers).map(|_| layer()).collect(), frequencies: c.rope.frequencies(length) }
+        let mut cache = Cache { layers: (0..c.layers).map(|_| layer()).collect(), frequencies: c.rope.frequencies(length) };
+        cache.reserve(length.min(RESERVED_AHEAD));
+        cache
     }
 
     /// Keeps the first `keep` tokens of `cache` for a sequence now planned to reach `length` tokens, and returns how many
     /// were kept: none if the new plan gives other rope frequencies, because the old keys were rotated by the old ones.
+    /// Room is made as for a new cache, and what the plan does not need is given back.
     pub fn reuse(&self, cache: &mut Cache, keep: usize, length: usize) -> usize {
         let frequencies = self.config.rope.frequencies(length);
         cache.truncate(if frequencies == cache.frequencies { keep } else { 0 });
         cache.frequencies = frequencies;
+        cache.layers.iter_mut().for_each(|l| l.shrink(length));
+        cache.reserve(length.min(RESERVED_AHEAD));
         cache.len()
     }
 
@@ -234,20 +247,43 @@ impl Model {
     /// [`ModelError::Token`] for an id outside the vocabulary (nothing is run), [`ModelError::NotANumber`] if the logits
     /// are not finite.
     pub fn forward<'s>(&self, cache: &mut Cache, tokens: &[u32], want: Logits, scratch: &'s mut Scratch) -> Result<&'s [f32], ModelError> {
+        self.forward_batch(&mut [Part { cache, tokens, want }], scratch)?.of(0)
+    }
+
+    /// Checks that tokens, the first at position `start`, are in the vocabulary.
+    ///
+    /// # Errors
+    /// [`ModelError::Token`] for the first that is not.
+    pub fn check(&self, tokens: &[u32], start: usize) -> Result<(), ModelError> {
+        let vocabulary = self.config.vocab_size;
+        let wrong = tokens.iter().position(|&t| t as usize >= vocabulary);
+        wrong.map_or(Ok(()), |i| Err(ModelError::Token { token: tokens[i], position: start + i, vocabulary }))
+    }
+
+    /// Runs parts of several sequences in one pass, which reads the weights once for all of them. Each sequence has a cache
+    /// of its own and any number of tokens, and its logits are those that it would have alone, to the last bit.
+    ///
+    /// # Errors
+    /// [`ModelError::Token`] for an id outside the vocabulary: nothing is run. Whether logits are finite is checked where
+    /// they are [taken](BatchLogits::of).
+    pub fn forward_batch<'s>(&self, parts: &mut [Part<'_>], scratch: &'s mut Scratch) -> Result<BatchLogits<'s>, ModelError> {
         let c = &self.config;
-        let start = cache.len();
-        if let Some(i) = tokens.iter().position(|&t| t as usize >= c.vocab_size) {
-            return Err(ModelError::Token { token: tokens[i], position: start + i, vocabulary: c.vocab_size });
-        }
-        let m = tokens.len();
+        parts.iter().try_for_each(|p| self.check(p.tokens, p.cache.len()))?;
+        let m = parts.iter().map(|p| p.tokens.len()).sum();
         let backend = &*self.backend;
-        let Scratch { matmul, attention, angles, residual, normed, query, key, value, mixed, gate, up, output, logits } = scratch;
+        let Scratch { matmul, attention, angles, residual, normed, query, key, value, mixed, gate, up, output, logits, given } = scratch;
+        batch::list(parts, given);
+        if m == 0 {
+            return Ok(BatchLogits { given, logits: &[], vocabulary: c.vocab_size });
+        }
         let residual = room(residual, m * c.hidden_size);
         let normed = room(normed, m * c.hidden_size);
-        for (token, row) in tokens.iter().zip(residual.chunks_exact_mut(c.hidden_size)) {
-            self.vocabulary.embed(*token as usize, row);
+        angles.clear();
+        let mut rows = residual.chunks_exact_mut(c.hidden_size);
+        for p in &*parts {
+            p.tokens.iter().zip(&mut rows).for_each(|(token, row)| self.vocabulary.embed(*token as usize, row));
+            c.rope.angles(&p.cache.frequencies, p.cache.len(), p.tokens.len(), angles);
         }
-        c.rope.angles(&cache.frequencies, start, m, angles);
 
         let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let query = room(query, m * q_width);
@@ -259,7 +295,7 @@ impl Model {
         let output = room(output, m * c.hidden_size);
         let scale = 1.0 / (c.head_dim as f32).sqrt();
         let act = self.options.activations;
-        for (layer, kv) in self.layers.iter().zip(&mut cache.layers) {
+        for (i, layer) in self.layers.iter().enumerate() {
             let a = &layer.attention;
             let input = Input::Normed { rows: residual, weight: &layer.attention_norm, eps: c.rms_norm_eps };
             let products = &mut [Product::new(&a.query, query), Product::new(&a.key, key), Product::new(&a.value, value)];
@@ -274,8 +310,9 @@ impl Model {
             }
             backend.rows(query, q_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
             backend.rows(key, kv_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
-            kv.append(backend, key, value);
-            kv.attend(backend, attention, query, c.heads, scale, a.window, mixed);
+            backend.append(attention, parts.iter_mut().map(|p| (&mut p.cache.layers[i], p.tokens.len())), key, value);
+            let rule = AttentionRule { heads: c.heads, scale, window: a.window };
+            backend.attend(attention, rule, parts.iter().map(|p| (&p.cache.layers[i], p.tokens.len())), query, mixed);
             let norm = layer.output_norms.as_ref().map(|n| &n.0);
             self.join(matmul, Input::Rows(mixed), &a.output, norm, residual, output, normed);
 
@@ -295,22 +332,13 @@ impl Model {
             self.join(matmul, gated, &layer.mlp.down, norm, residual, output, normed);
         }
 
-        let rows = match want {
-            Logits::None => 0,
-            Logits::Last => m.min(1),
-            Logits::All => m,
-        };
+        let rows = batch::to_front(parts, given, c.hidden_size, residual);
         let logits = room(logits, rows * c.vocab_size);
         if rows > 0 {
-            let input = Input::Normed { rows: &residual[(m - rows) * c.hidden_size..], weight: &self.norm, eps: c.rms_norm_eps };
+            let input = Input::Normed { rows: &residual[..rows * c.hidden_size], weight: &self.norm, eps: c.rms_norm_eps };
             backend.matmul(matmul, input, rows, act, &mut [Product::new(self.vocabulary.head(), logits)]);
         }
-        // a fold without an early end, which the compiler makes vectors of
-        if !logits.iter().fold(true, |finite, v| finite & v.is_finite()) {
-            let i = logits.iter().position(|v| !v.is_finite()).unwrap_or(0);
-            return Err(ModelError::NotANumber { position: start + m - rows + i / c.vocab_size });
-        }
-        Ok(logits)
+        Ok(BatchLogits { given, logits, vocabulary: c.vocab_size })
     }
 
     /// Adds `x · W` to the residual stream, through its norm if it has one.

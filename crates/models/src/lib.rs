@@ -2,7 +2,7 @@
 //!
 //! [`Model::load`] reads a [`billfish_formats::Checkpoint`], checks that every expected tensor is there with the
 //! expected shape, and packs each weight into its kernel layout; tensors that no module asked for are then in
-//! [`billfish_formats::Checkpoint::unread`]. [`Model::forward`] runs tokens through the model against a [`Cache`].
+//! [`billfish_formats::Checkpoint::unread`]. [`Model::forward`] runs tokens through the model against a [`Cache`], [`Model::forward_batch`] those of several sequences at once.
 //! [`DecoderConfig::compare`] tells what is missing and what is unused without reading a weight.
 //!
 //! The crate holds no `match` on a quantization format: a linear layer is a [`billfish_kernels::Weight`], whatever file
@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod architecture;
+mod batch;
 mod config;
 mod decoder;
 mod error;
@@ -22,8 +23,9 @@ mod plan;
 mod rope;
 
 pub use architecture::supported;
+pub use batch::{BatchLogits, Logits, Part};
 pub use config::DecoderConfig;
-pub use decoder::{Cache, Logits, Model, Scratch};
+pub use decoder::{Cache, Model, RESERVED_AHEAD, Scratch};
 pub use error::ModelError;
 pub use head::HeadRounding;
 pub use load::{LoadOptions, ModuleUse, Progress};

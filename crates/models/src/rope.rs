@@ -57,6 +57,14 @@ pub(crate) struct Angles {
     pairs: usize,
 }
 
+impl Angles {
+    /// Forgets all positions.
+    pub fn clear(&mut self) {
+        self.cos.clear();
+        self.sin.clear();
+    }
+}
+
 const REMEDY: &str = "take config.json from the model's original folder";
 
 impl Rope {
@@ -224,15 +232,13 @@ impl Rope {
         }
     }
 
-    /// Fills `out` with the angles of `count` positions from `start` on.
+    /// Adds the angles of `count` positions from `start` on.
     pub(crate) fn angles(&self, frequencies: &[f32], start: usize, count: usize, out: &mut Angles) {
         let scale = match self.scaling {
             Scaling::Yarn { attention, .. } => attention,
             _ => 1.0,
         };
         out.pairs = frequencies.len();
-        out.cos.clear();
-        out.sin.clear();
         for position in start..start + count {
             for &f in frequencies {
                 // an f32 product, as in the reference; its sine then needs more than f32

@@ -5,6 +5,9 @@ use super::limits::{Limits, Prober, Work, uncached_bytes};
 use super::statistics::{median, percentile};
 use billfish_kernels::{Activations, Backend, Input, MatmulScratch, PackedMatrix, Product, Weight};
 use billfish_tensor::{Codes, Groups, Packing, QuantMatrix, ScaleValues, TensorError, Zeros};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Samples that are taken however long they last.
@@ -190,9 +193,9 @@ impl KernelBench {
     }
 }
 
-/// What a region of the pool costs besides its work.
+/// How long regions of the pool took.
 #[derive(Clone, Copy, Debug)]
-pub struct ForkJoin {
+pub struct RegionTimes {
     /// Regions that were run.
     pub regions: usize,
     /// Seconds of the fastest.
@@ -201,21 +204,95 @@ pub struct ForkJoin {
     pub median: f64,
     /// Seconds that 99 in 100 stay below.
     pub p99: f64,
+    /// Seconds of the slowest.
+    pub slowest: f64,
 }
 
-/// Runs `regions` regions of one empty chunk for each thread, one right after another.
-pub fn fork_join(backend: &Backend, regions: usize) -> ForkJoin {
-    let (pool, threads) = (backend.pool(), backend.threads());
+impl RegionTimes {
+    fn of(seconds: &[f64]) -> RegionTimes {
+        RegionTimes {
+            regions: seconds.len(),
+            best: percentile(seconds, 0.0),
+            median: median(seconds),
+            p99: percentile(seconds, 99.0),
+            slowest: percentile(seconds, 100.0),
+        }
+    }
+}
+
+/// Runs `regions` regions one right after another.
+fn regions(regions: usize, mut region: impl FnMut()) -> RegionTimes {
     let mut seconds = Vec::with_capacity(regions.max(1));
     for _ in 0..regions.max(1) {
         let begin = Instant::now();
+        region();
+        seconds.push(begin.elapsed().as_secs_f64());
+    }
+    RegionTimes::of(&seconds)
+}
+
+/// Regions of one empty chunk for each thread: what it costs to start and end one.
+pub fn fork_join(backend: &Backend, count: usize) -> RegionTimes {
+    let (pool, threads) = (backend.pool(), backend.threads());
+    regions(count, || {
         pool.run(threads, &|i| {
             std::hint::black_box(i);
         });
-        seconds.push(begin.elapsed().as_secs_f64());
+    })
+}
+
+/// K and N of the product whose regions are timed: some hundred microseconds of one thread.
+pub const REGION_SHAPE: (usize, usize) = (2048, 4096);
+
+/// Products of one row with a 4-bit weight of [`REGION_SHAPE`] that lies in a cache: the regions that decoding is made of.
+///
+/// # Errors
+/// [`KernelError`] if the weight cannot be made.
+pub fn product_regions(backend: &Backend, count: usize) -> Result<RegionTimes, KernelError> {
+    let (k, n) = REGION_SHAPE;
+    let matrix = random_matrix(k, n, &Scheme { bits: 4, group_size: Some(128), asym: false, act_order: false }, 1)?;
+    let weight = Weight::Quantized(PackedMatrix::new(&matrix)?);
+    let x: Vec<f32> = (0..k).map(|i| ((i * 7919) % 1000) as f32 * 1e-3 - 0.5).collect();
+    let mut y = vec![0.0; n];
+    let mut scratch = MatmulScratch::default();
+    let mut product = || backend.matmul(&mut scratch, Input::Rows(&x), 1, Activations::Exact, &mut [Product::new(&weight, &mut y)]);
+    product();
+    let times = regions(count, product);
+    check(&matrix, &x, &y, Activations::Exact)??;
+    Ok(times)
+}
+
+/// Threads that want all the time of a core and do nothing with it, until this is dropped.
+pub struct Neighbours {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Neighbours {
+    /// Starts them.
+    pub fn start(count: usize) -> Neighbours {
+        let stop = Arc::new(AtomicBool::new(false));
+        let spin = |_| {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        };
+        let threads = (0..count).map(spin).collect();
+        Neighbours { stop, threads }
     }
-    let best = seconds.iter().copied().fold(f64::INFINITY, f64::min);
-    ForkJoin { regions: seconds.len(), best, median: median(&seconds), p99: percentile(&seconds, 99.0) }
+}
+
+impl Drop for Neighbours {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.drain(..).for_each(|t| {
+            // a thread that only spins does not panic
+            let _ = t.join();
+        });
+    }
 }
 
 #[cfg(test)]
@@ -253,8 +330,10 @@ mod tests {
     #[test]
     fn regions_are_counted_and_ordered() {
         let backend = Backend::new(Isa::choose(None).unwrap(), 2).unwrap();
-        let f = fork_join(&backend, 100);
-        assert_eq!(f.regions, 100);
-        assert!(f.best > 0.0 && f.best <= f.median && f.median <= f.p99);
+        let _busy = Neighbours::start(1);
+        for f in [fork_join(&backend, 100), product_regions(&backend, 100).unwrap()] {
+            assert_eq!(f.regions, 100);
+            assert!(f.best > 0.0 && f.best <= f.median && f.median <= f.p99 && f.p99 <= f.slowest);
+        }
     }
 }

@@ -13,7 +13,9 @@ mod test;
 
 pub use check::Mismatch;
 pub use gate::{Quality, quality};
-pub use kernels::{ForkJoin, KernelBench, KernelError, KernelTimes, Scheme, fork_join, random_matrix};
+pub use kernels::{
+    KernelBench, KernelError, KernelTimes, Neighbours, REGION_SHAPE, RegionTimes, Scheme, fork_join, product_regions, random_matrix,
+};
 pub use limits::{Bound, Limits, Prober, Work, uncached_bytes};
 pub use requests::{Served, Task, random_tokens, serve};
 pub use test::{Measured, Test, measure};

@@ -1,6 +1,6 @@
 //! Requests as a client makes them: tokens in, tokens out, sampling and text included.
 
-use crate::{Error, GenerateOptions, LoadedModel, SamplingParams, Session};
+use crate::{BatchEvent, Error, GenerateOptions, LoadedModel, Request, SamplingParams, generate_batch};
 use std::time::Instant;
 
 /// Tokens spread evenly over a vocabulary, in an order without a pattern; the same for the same seed.
@@ -37,25 +37,29 @@ pub struct Served {
     pub output_tokens: usize,
 }
 
-/// Serves requests that arrive at once, one after another: an engine of one sequence does no more. Each starts from an
-/// empty cache and takes the most probable token. `progress` hears of every request.
+/// Serves requests that arrive at once, at most `at_once` side by side; the others wait for a place. Each starts from an
+/// empty cache and takes the most probable token. `progress` hears of every request that ends.
 ///
 /// # Errors
 /// [`Error`] if a request cannot be run.
-pub fn serve(loaded: &LoadedModel, tasks: &[Task], progress: &mut dyn FnMut()) -> Result<Served, Error> {
+pub fn serve(loaded: &LoadedModel, tasks: &[Task], at_once: usize, progress: &mut dyn FnMut()) -> Result<Served, Error> {
+    let options =
+        |output| GenerateOptions { sampling: SamplingParams::greedy(), max_tokens: output, ignore_eos: true, ..Default::default() };
+    let options: Vec<GenerateOptions> = tasks.iter().map(|t| options(t.output)).collect();
+    let requests: Vec<Request> = tasks.iter().zip(&options).map(|(t, o)| o.request(&t.prompt)).collect();
     let arrival = Instant::now();
-    let mut served = Served::default();
-    for task in tasks {
-        let start = arrival.elapsed().as_secs_f64();
-        let options =
-            GenerateOptions { sampling: SamplingParams::greedy(), max_tokens: task.output, ignore_eos: true, ..GenerateOptions::default() };
-        let done = Session::new(&loaded.model, &loaded.tokenizer).generate(&options.request(&task.prompt), &mut |_| ())?;
-        served.first_token.push(start + done.timings.prompt.as_secs_f64());
+    let done = generate_batch(&loaded.model, &loaded.tokenizer, &requests, at_once, &mut |_, event| {
+        if event == BatchEvent::End {
+            progress();
+        }
+    })?;
+    let mut served = Served { seconds: arrival.elapsed().as_secs_f64(), ..Served::default() };
+    for (task, done) in tasks.iter().zip(done) {
+        let done = done?;
+        served.first_token.push(done.timings.prompt.as_secs_f64());
         served.prompt_tokens += task.prompt.len();
         served.output_tokens += done.tokens.len();
-        progress();
     }
-    served.seconds = arrival.elapsed().as_secs_f64();
     Ok(served)
 }
 
@@ -76,12 +80,18 @@ mod tests {
     }
 
     #[test]
-    fn requests_wait_for_those_before_them() {
+    fn requests_wait_for_a_place() {
         let loaded = LoadedModel::builtin(&OpenOptions { threads: Some(1), ..OpenOptions::default() }).unwrap();
         let task = |seed| Task { prompt: random_tokens(6, loaded.tokenizer.vocab_size(), seed), output: 3 };
+        let tasks = [task(1), task(2), task(3)];
         let mut done = 0;
-        let served = serve(&loaded, &[task(1), task(2)], &mut || done += 1).unwrap();
-        assert_eq!((served.prompt_tokens, served.output_tokens, served.first_token.len(), done), (12, 6, 2, 2));
-        assert!(served.first_token[0] < served.first_token[1] && served.first_token[1] <= served.seconds);
+        let served = serve(&loaded, &tasks, 1, &mut || done += 1).unwrap();
+        assert_eq!((served.prompt_tokens, served.output_tokens, served.first_token.len(), done), (18, 9, 3, 3));
+        assert!(served.first_token[0] < served.first_token[1] && served.first_token[1] < served.first_token[2]);
+        assert!(served.first_token[2] <= served.seconds);
+        // side by side, their prompts run together: nobody waits for a whole answer
+        let together = serve(&loaded, &tasks, 3, &mut || ()).unwrap();
+        assert_eq!((together.prompt_tokens, together.output_tokens), (18, 9));
+        assert!(together.first_token.iter().all(|t| *t <= together.seconds));
     }
 }

@@ -185,7 +185,10 @@ pub fn measure(loaded: &LoadedModel, test: Test, chunk: usize, repetitions: usiz
     let reset = machine::reset_peak_memory();
     let length = test.depth + test.prompt + test.generate;
     let tokens = random_tokens(length, model.config().vocab_size, 0);
-    let mut runner = Runner { model, cache: model.new_cache(length), scratch: Scratch::default(), tokens, test, chunk: chunk.max(1) };
+    let mut cache = model.new_cache(length);
+    // every token will come, so no pass of a sample has to make room
+    cache.reserve(length);
+    let mut runner = Runner { model, cache, scratch: Scratch::default(), tokens, test, chunk: chunk.max(1) };
     let passes = runner.passes();
     runner.sample(&passes)?;
     let peak_memory = machine::peak_memory().filter(|_| reset);

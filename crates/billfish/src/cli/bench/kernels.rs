@@ -4,7 +4,10 @@ use super::super::options::{ActivationsArg, count_bar, isa_from_env};
 use super::output::{BestLimits, Format, Row, machine_json, machine_lines, print};
 use super::subject::SubjectArgs;
 use anyhow::{Result, bail};
-use billfish::bench::{Bound, KernelBench, KernelError, KernelTimes, Prober, Scheme, fork_join, random_matrix, uncached_bytes};
+use billfish::bench::{
+    Bound, KernelBench, KernelError, KernelTimes, Neighbours, Prober, REGION_SHAPE, Scheme, fork_join, product_regions, random_matrix,
+    uncached_bytes,
+};
 use billfish::{Activations, Checkpoint, Isa, Machine};
 use billfish_formats::{BiasRule, LinearWeight};
 use billfish_kernels::Backend;
@@ -65,9 +68,12 @@ pub struct Args {
     /// Samples of each product; fewer, but at least 5, once they have taken two seconds
     #[arg(long, short, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     repetitions: u32,
-    /// Measure what it costs to start and end a region of the thread pool instead
+    /// Measure regions of the thread pool instead: empty ones (what it costs to start and end one) and small products
     #[arg(long, conflicts_with_all = ["model", "synthetic", "shape", "m", "activations", "repetitions"])]
     fork_join: bool,
+    /// Let so many threads spin beside the regions of --fork-join; under `taskset` they share its cores
+    #[arg(long, value_name = "N", requires = "fork_join", conflicts_with_all = ["model", "synthetic", "shape"], default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
+    busy_neighbours: u16,
     /// How to print the results
     #[arg(long, short, value_enum, default_value = "md")]
     output: Format,
@@ -304,9 +310,10 @@ fn row(machine: &Machine, model: Option<&str>, o: &Outcome) -> Row {
     Row { cells, json }
 }
 
-/// Regions of the pool that do nothing, in stretches between which the machine's limits are measured.
+/// Regions of the pool, empty ones and small products, after the machine's limits were measured.
 fn regions(args: &Args, backends: &[Backend]) -> Result<()> {
-    const REGIONS: usize = 20_000;
+    const EMPTY: usize = 20_000;
+    const PRODUCTS: usize = 5_000;
     let machine = Machine::detect();
     let prober = Prober::new(uncached_bytes());
     let mut rows = vec![];
@@ -314,27 +321,40 @@ fn regions(args: &Args, backends: &[Backend]) -> Result<()> {
     for backend in backends {
         let (isa, threads) = (backend.isa(), backend.threads());
         let limits = prober.measure(backend);
-        let f = fork_join(backend, REGIONS);
-        let ns = |seconds: f64| format!("{:.0}", seconds * 1e9);
-        let cells = vec![
-            ("ISA", isa.name().to_string()),
-            ("threads", threads.to_string()),
-            ("regions", f.regions.to_string()),
-            ("ns, fastest", ns(f.best)),
-            ("median", ns(f.median)),
-            ("99 % below", ns(f.p99)),
-        ];
-        let json = json!({
-            "test": "fork_join",
-            "isa": isa.name(),
-            "n_threads": threads,
-            "regions": f.regions,
-            "min_ns": f.best * 1e9,
-            "median_ns": f.median * 1e9,
-            "p99_ns": f.p99 * 1e9,
-            "machine": machine_json(&machine, isa, threads, &limits),
-        });
-        rows.push(Row { cells, json });
+        let busy = Neighbours::start(usize::from(args.busy_neighbours));
+        let product = format!("product {} x {}, w4g128", REGION_SHAPE.0, REGION_SHAPE.1);
+        let measured =
+            [("fork_join", "empty".into(), fork_join(backend, EMPTY)), ("product", product, product_regions(backend, PRODUCTS)?)];
+        drop(busy);
+        for (test, work, t) in measured {
+            let us = |seconds: f64| format!("{:.2}", seconds * 1e6);
+            let cells = vec![
+                ("regions", work),
+                ("ISA", isa.name().to_string()),
+                ("threads", threads.to_string()),
+                ("busy neighbours", args.busy_neighbours.to_string()),
+                ("count", t.regions.to_string()),
+                ("µs, fastest", us(t.best)),
+                ("median", us(t.median)),
+                ("99 % below", us(t.p99)),
+                ("slowest", us(t.slowest)),
+                ("99 % / median", format!("{:.2}", t.p99 / t.median)),
+            ];
+            let json = json!({
+                "test": test,
+                "isa": isa.name(),
+                "n_threads": threads,
+                "busy_neighbours": args.busy_neighbours,
+                "regions": t.regions,
+                "min_ns": t.best * 1e9,
+                "median_ns": t.median * 1e9,
+                "p99_ns": t.p99 * 1e9,
+                "max_ns": t.slowest * 1e9,
+                "p99_over_median": t.p99 / t.median,
+                "machine": machine_json(&machine, isa, threads, &limits),
+            });
+            rows.push(Row { cells, json });
+        }
         head.extend(machine_lines(&machine, isa, &[(threads, limits)]));
     }
     head.dedup();

@@ -6,9 +6,9 @@ use super::output::{Format, Row, gigabytes, machine_json, machine_lines, print};
 use super::requests::{BATCHING, task};
 use super::subject::{GatedArgs, Subject};
 use anyhow::Result;
-use billfish::Machine;
 use billfish::bench::{Prober, Served, Task, serve, statistics, uncached_bytes};
 use billfish::machine::{peak_memory, reset_peak_memory};
+use billfish::{Machine, PREFILL_CHUNK};
 use billfish_quantize::{Protocol, perplexity};
 use serde_json::json;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ pub struct Args {
     subject: GatedArgs,
     #[command(flatten)]
     running: RunningArgs,
-    /// Requests that arrive at once; this engine runs them one after another
+    /// Requests that arrive at once and run side by side
     #[arg(long, short, value_delimiter = ',', default_value = "1,4,16,64", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     batch_size: Vec<u32>,
     /// Tokens of each prompt
@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
         for &batch in &args.batch_size {
             let tasks: Vec<Task> = (0..batch).map(|i| task(&subject, length as usize, args.output_len as usize, u64::from(i))).collect();
             let reset = reset_peak_memory();
-            let served = serve(&subject.loaded, &tasks, &mut || bar.inc(1))?;
+            let served = serve(&subject.loaded, &tasks, tasks.len(), &mut || bar.inc(1))?;
             cells.push(Cell { batch, length, served, peak: subject.peak(peak_memory().filter(|_| reset)) });
         }
     }
@@ -73,7 +73,10 @@ pub fn run(args: &Args) -> Result<()> {
     let mut head = machine_lines(&machine, isa, &[(threads, limits)]);
     head.push(subject.line());
     head.push(verdict.line());
-    head.push(format!("the requests of a batch arrive at once and run {BATCHING}, with {}", subject.loaded.precision()));
+    let precision = subject.loaded.precision();
+    head.push(format!(
+        "the requests of a batch arrive at once and run {BATCHING}, prompts in pieces of {PREFILL_CHUNK} tokens a pass, with {precision}"
+    ));
     let row = |c: &Cell| {
         let s = &c.served;
         let total = (s.prompt_tokens + s.output_tokens) as f64 / s.seconds;

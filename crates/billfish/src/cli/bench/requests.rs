@@ -5,15 +5,15 @@ use super::super::run::check_length;
 use super::output::{machine_json, machine_lines};
 use super::subject::{GatedArgs, Subject, Verdict};
 use anyhow::{Context, Result};
-use billfish::Machine;
 use billfish::bench::{Prober, Task, random_tokens, serve, statistics, uncached_bytes};
+use billfish::{Machine, PREFILL_CHUNK};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 
 /// What every output of several requests says.
-pub const BATCHING: &str = "one after another";
+pub const BATCHING: &str = "side by side";
 
 #[derive(clap::Args)]
 pub struct Latency {
@@ -27,7 +27,7 @@ pub struct Latency {
     /// Tokens to generate for each
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     output_len: u32,
-    /// Requests that arrive at once; this engine runs them one after another
+    /// Requests that arrive at once and run side by side
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
     /// Batches that are run before and not counted
@@ -57,9 +57,12 @@ pub struct Throughput {
     /// Where prompts come from
     #[arg(long, value_enum, default_value = "random")]
     dataset_name: Dataset,
-    /// Requests; they arrive at once and run one after another
+    /// Requests; they arrive at once
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     num_prompts: u32,
+    /// Requests that run side by side; the others wait for one to end
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    max_num_seqs: u32,
     /// Tokens of each prompt
     #[arg(long, visible_alias = "input-len", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     random_input_len: u32,
@@ -101,7 +104,7 @@ pub fn latency(args: &Latency) -> Result<()> {
     let bar = count_bar("batches", (args.num_iters_warmup + args.num_iters) as usize);
     let mut latencies = vec![];
     for i in 0..args.num_iters_warmup + args.num_iters {
-        let served = serve(&subject.loaded, &tasks, &mut || ())?;
+        let served = serve(&subject.loaded, &tasks, tasks.len(), &mut || ())?;
         if i >= args.num_iters_warmup {
             latencies.push(served.seconds);
         }
@@ -119,7 +122,7 @@ pub fn latency(args: &Latency) -> Result<()> {
     object.insert("input_len".into(), json!(args.input_len));
     object.insert("output_len".into(), json!(args.output_len));
     object.insert("batch_size".into(), json!(args.batch_size));
-    report(&subject, &verdict, &lines, object, args.output_json.as_ref())
+    report(&subject, &verdict, args.batch_size, &lines, object, args.output_json.as_ref())
 }
 
 pub fn throughput(args: &Throughput) -> Result<()> {
@@ -135,7 +138,7 @@ pub fn throughput(args: &Throughput) -> Result<()> {
     let seeds = (0u64..).map(|i| args.seed.wrapping_add(i));
     let tasks: Vec<Task> = inputs.iter().zip(&outputs).zip(seeds).map(|((&i, &o), seed)| task(&subject, i, o, seed)).collect();
     let bar = count_bar("requests", count);
-    let served = serve(&subject.loaded, &tasks, &mut || bar.inc(1))?;
+    let served = serve(&subject.loaded, &tasks, args.max_num_seqs as usize, &mut || bar.inc(1))?;
     bar.finish_and_clear();
     let total = served.prompt_tokens + served.output_tokens;
     let rate = |n: usize| n as f64 / served.seconds;
@@ -155,11 +158,19 @@ pub fn throughput(args: &Throughput) -> Result<()> {
     object.insert("total_num_tokens".into(), json!(total));
     object.insert("requests_per_second".into(), json!(rate(count)));
     object.insert("tokens_per_second".into(), json!(rate(total)));
-    report(&subject, &verdict, &lines, object, args.output_json.as_ref())
+    object.insert("max_num_seqs".into(), json!(args.max_num_seqs));
+    report(&subject, &verdict, args.max_num_seqs, &lines, object, args.output_json.as_ref())
 }
 
 /// Prints the lines under the machine, and writes the object with the machine in it.
-fn report(subject: &Subject, verdict: &Verdict, lines: &[String], mut object: Map<String, Value>, file: Option<&PathBuf>) -> Result<()> {
+fn report(
+    subject: &Subject,
+    verdict: &Verdict,
+    at_once: u32,
+    lines: &[String],
+    mut object: Map<String, Value>,
+    file: Option<&PathBuf>,
+) -> Result<()> {
     let peak = subject.peak(billfish::machine::peak_memory());
     let backend = subject.loaded.model.backend();
     let (isa, threads) = (backend.isa(), backend.threads());
@@ -171,7 +182,8 @@ fn report(subject: &Subject, verdict: &Verdict, lines: &[String], mut object: Ma
     }
     writeln!(out, "- {}", subject.line())?;
     writeln!(out, "- {}", verdict.line())?;
-    writeln!(out, "- requests run {BATCHING}, with {}", subject.loaded.precision())?;
+    let precision = subject.loaded.precision();
+    writeln!(out, "- up to {at_once} requests run {BATCHING}, prompts in pieces of {PREFILL_CHUNK} tokens a pass, with {precision}")?;
     writeln!(out)?;
     for line in lines {
         writeln!(out, "{line}")?;

@@ -1,0 +1,166 @@
+//! Several requests side by side: one pass over the weights for a token of each.
+
+use crate::turn::Turn;
+use crate::{Completion, EngineError, PREFILL_CHUNK, Request};
+use billfish_models::{Cache, Logits, Model, Part, RESERVED_AHEAD, Scratch};
+use billfish_text::Tokenizer;
+use std::time::{Duration, Instant};
+
+/// What happens to a request of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchEvent<'a> {
+    /// A piece of its text is final.
+    Text(&'a str),
+    /// It ended, well or not.
+    End,
+}
+
+/// A request that runs.
+struct Running<'r> {
+    index: usize,
+    turn: Turn<'r>,
+    request: &'r Request<'r>,
+    cache: Cache,
+    /// What is in the cache.
+    tokens: Vec<u32>,
+    /// The token that was chosen last; the prompt comes first.
+    next: u32,
+    /// Tokens of the pass that is made up.
+    count: usize,
+    /// Since the arrival of all, when its first token could be chosen.
+    prompted: Duration,
+}
+
+impl<'r> Running<'r> {
+    fn new(model: &Model, tokenizer: &'r Tokenizer, index: usize, request: &'r Request<'r>) -> Result<Self, EngineError> {
+        let mut turn = Turn::new(tokenizer, request)?;
+        model.check(request.prompt, 0)?;
+        turn.out.timings.prompt_tokens = request.prompt.len();
+        let (prompt, ahead) = (request.prompt.len(), request.max_tokens.min(RESERVED_AHEAD));
+        let mut cache = model.new_cache(prompt.saturating_add(request.max_tokens));
+        cache.reserve(prompt + ahead);
+        let tokens = Vec::with_capacity(prompt + ahead);
+        Ok(Running { index, turn, request, cache, tokens, next: 0, count: 0, prompted: Duration::ZERO })
+    }
+
+    fn prompt_left(&self) -> usize {
+        self.request.prompt.len().saturating_sub(self.tokens.len())
+    }
+
+    /// Takes tokens for the next pass: the chosen one, or as much of the prompt as there is room for.
+    fn plan(&mut self, room: &mut usize) {
+        self.count = match self.prompt_left() {
+            0 => 1,
+            left => left.min(*room),
+        };
+        if self.prompt_left() > 0 {
+            *room -= self.count;
+        }
+    }
+
+    /// Its part of the next pass.
+    fn part(&mut self) -> Part<'_> {
+        let at = self.tokens.len();
+        let (tokens, want) = match self.prompt_left() {
+            0 => (std::slice::from_ref(&self.next), Logits::Last),
+            left if left == self.count && self.request.max_tokens > 0 => (&self.request.prompt[at..], Logits::Last),
+            _ => (&self.request.prompt[at..at + self.count], Logits::None),
+        };
+        self.turn.make_room(&mut self.cache);
+        Part { cache: &mut self.cache, tokens, want }
+    }
+
+    /// Takes over what the pass gave. Returns whether the request goes on.
+    fn take(&mut self, logits: &mut [f32], begin: Instant, emit: &mut dyn FnMut(&str)) -> Result<bool, EngineError> {
+        let at = self.tokens.len();
+        match self.prompt_left() {
+            0 => {
+                self.tokens.push(self.next);
+                self.turn.out.timings.steps += 1;
+            }
+            _ => self.tokens.extend_from_slice(&self.request.prompt[at..at + self.count]),
+        }
+        if self.prompt_left() > 0 {
+            return Ok(!self.turn.cancelled());
+        }
+        if self.turn.out.tokens.is_empty() {
+            self.prompted = begin.elapsed();
+            self.turn.out.timings.prompt = self.prompted;
+        }
+        if self.request.max_tokens == 0 {
+            return Ok(false);
+        }
+        let next = self.turn.step(logits, &self.tokens, emit)?;
+        self.next = next.unwrap_or_default();
+        Ok(next.is_some())
+    }
+}
+
+/// Answers requests that arrive at once, at most `most` at a time (at least one); the next begins when one ends. Each pass
+/// runs the chosen token of every request whose prompt is done, and up to [`PREFILL_CHUNK`] tokens of the prompts of the
+/// others, first come first served. A request gets the tokens that it gets in a new [`Session`](crate::Session), to the last
+/// bit.
+///
+/// `events` hears of each request by its index. The completions come in the order of the requests; their times count from
+/// the arrival of all, waiting included.
+///
+/// # Errors
+/// What is wrong with one request is the error of that one. [`EngineError::Model`] if the network refuses a pass, which it
+/// does not with requests that it accepted one by one.
+pub fn generate_batch(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    requests: &[Request],
+    most: usize,
+    events: &mut dyn FnMut(usize, BatchEvent),
+) -> Result<Vec<Result<Completion, EngineError>>, EngineError> {
+    let begin = Instant::now();
+    let mut done: Vec<Option<Result<Completion, EngineError>>> = requests.iter().map(|_| None).collect();
+    let mut waiting = requests.iter().enumerate();
+    let mut running: Vec<Running> = vec![];
+    let (mut scratch, mut logits) = (Scratch::default(), vec![]);
+    loop {
+        while running.len() < most.max(1) {
+            let Some((index, request)) = waiting.next() else { break };
+            match Running::new(model, tokenizer, index, request) {
+                Ok(r) => running.push(r),
+                Err(e) => {
+                    done[index] = Some(Err(e));
+                    events(index, BatchEvent::End);
+                }
+            }
+        }
+        if running.is_empty() {
+            break;
+        }
+        let mut room = PREFILL_CHUNK;
+        running.iter_mut().for_each(|r| r.plan(&mut room));
+        let mut parts: Vec<Part> = running.iter_mut().filter(|r| r.count > 0).map(Running::part).collect();
+        let pass = model.forward_batch(&mut parts, &mut scratch)?;
+        drop(parts);
+        let (mut part, mut i) = (0, 0);
+        while let Some(r) = running.get_mut(i) {
+            if r.count == 0 {
+                i += 1;
+                continue;
+            }
+            let index = r.index;
+            let mut emit = |text: &str| events(index, BatchEvent::Text(text));
+            let goes_on = pass.of(part).map_err(EngineError::from).and_then(|given| {
+                logits.clear();
+                logits.extend_from_slice(given);
+                r.take(&mut logits, begin, &mut emit)
+            });
+            part += 1;
+            if let Ok(true) = goes_on {
+                i += 1;
+                continue;
+            }
+            let mut ended = running.remove(i);
+            ended.turn.out.timings.generation = begin.elapsed().saturating_sub(ended.prompted);
+            done[index] = Some(goes_on.and_then(|_| ended.turn.finish(&mut emit)));
+            events(index, BatchEvent::End);
+        }
+    }
+    Ok(done.into_iter().flatten().collect())
+}

@@ -1,0 +1,92 @@
+//! What a pass over several sequences takes and gives.
+
+use crate::{Cache, ModelError};
+use std::ops::Range;
+
+/// Which rows of logits a forward pass is to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// None.
+    None,
+    /// Of the last token.
+    Last,
+    /// Of every token.
+    All,
+}
+
+impl Logits {
+    /// How many of the rows of `tokens` tokens, the last ones.
+    fn rows(self, tokens: usize) -> usize {
+        match self {
+            Logits::None => 0,
+            Logits::Last => tokens.min(1),
+            Logits::All => tokens,
+        }
+    }
+}
+
+/// One sequence's part of a pass.
+pub struct Part<'a> {
+    /// What the sequence has seen; `tokens` are added to it.
+    pub cache: &'a mut Cache,
+    /// The tokens to run: a piece of a prompt, or the one that was chosen last.
+    pub tokens: &'a [u32],
+    /// Which of their logits are wanted.
+    pub want: Logits,
+}
+
+/// Which rows of logits belong to a part.
+pub(crate) struct Given {
+    /// Rows among all that were computed.
+    rows: Range<usize>,
+    /// Position of the first of them in its sequence.
+    position: usize,
+}
+
+/// Lists the rows that the parts want; must be called before their tokens are in the caches.
+pub(crate) fn list(parts: &[Part], given: &mut Vec<Given>) {
+    given.clear();
+    let mut at = 0;
+    for p in parts {
+        let rows = p.want.rows(p.tokens.len());
+        given.push(Given { rows: at..at + rows, position: p.cache.len() + p.tokens.len() - rows });
+        at += rows;
+    }
+}
+
+/// Moves the rows of `hidden` numbers that the parts want, the last of each, to the front. Returns how many they are.
+pub(crate) fn to_front(parts: &[Part], given: &[Given], hidden: usize, rows: &mut [f32]) -> usize {
+    let mut end = 0;
+    for (p, g) in parts.iter().zip(given) {
+        end += p.tokens.len();
+        rows.copy_within((end - g.rows.len()) * hidden..end * hidden, g.rows.start * hidden);
+    }
+    given.last().map_or(0, |g| g.rows.end)
+}
+
+/// The logits of a pass over several sequences.
+pub struct BatchLogits<'s> {
+    pub(crate) given: &'s [Given],
+    pub(crate) logits: &'s [f32],
+    pub(crate) vocabulary: usize,
+}
+
+impl<'s> BatchLogits<'s> {
+    /// The logits that part `i` asked for, `[rows, vocab]`.
+    ///
+    /// # Errors
+    /// [`ModelError::NotANumber`] if they are not finite; the other parts' are not touched by that.
+    ///
+    /// # Panics
+    /// If there was no such part.
+    pub fn of(&self, i: usize) -> Result<&'s [f32], ModelError> {
+        let Given { rows, position } = &self.given[i];
+        let logits = &self.logits[rows.start * self.vocabulary..rows.end * self.vocabulary];
+        // a fold without an early end, which the compiler makes vectors of
+        if !logits.iter().fold(true, |finite, v| finite & v.is_finite()) {
+            let at = logits.iter().position(|v| !v.is_finite()).unwrap_or(0);
+            return Err(ModelError::NotANumber { position: position + at / self.vocabulary });
+        }
+        Ok(logits)
+    }
+}

@@ -1,0 +1,125 @@
+//! Several sequences in one pass: every one gets the bits that it gets alone.
+
+use billfish_formats::Checkpoint;
+use billfish_kernels::{Activations, Backend, Isa};
+use billfish_models::{Cache, LoadOptions, Logits, Model, ModelError, Part, Scratch};
+use std::path::Path;
+use std::sync::Arc;
+
+fn load(name: &str, activations: Activations, threads: usize) -> Model {
+    let checkpoint = Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)).unwrap();
+    let backend = Arc::new(Backend::new(Isa::choose(None).unwrap(), threads).unwrap());
+    let options = LoadOptions { activations, ..LoadOptions::default() };
+    Model::load(&checkpoint, backend, options, &mut |_| ()).unwrap()
+}
+
+/// Random numbers below a limit.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((self.0 >> 16) % limit as u64) as usize
+    }
+}
+
+/// One sequence of a random plan.
+struct Sequence {
+    cache: Cache,
+    tokens: Vec<u32>,
+    /// Its logits when it runs alone, all of them.
+    alone: Vec<f32>,
+}
+
+fn sequences(model: &Model, count: usize, random: &mut Random, scratch: &mut Scratch) -> Vec<Sequence> {
+    let mut sequence = |_| {
+        let length = 1 + random.below(100);
+        let tokens: Vec<u32> = (0..length).map(|_| random.below(model.config().vocab_size) as u32).collect();
+        let alone = model.forward(&mut model.new_cache(length), &tokens, Logits::All, scratch).unwrap().to_vec();
+        // plans of different lengths: under the dynamic rule each has frequencies of its own
+        Sequence { cache: model.new_cache(length), tokens, alone }
+    };
+    (0..count).map(&mut sequence).collect()
+}
+
+/// Runs all sequences to their ends in passes of random pieces, and compares what is asked for.
+fn mixed(model: &Model, name: &str, random: &mut Random) {
+    let vocabulary = model.config().vocab_size;
+    let scratch = &mut Scratch::default();
+    let mut all = sequences(model, 6, random, scratch);
+    let (mut passes, mut compared) = (0, 0);
+    while all.iter().any(|s| s.cache.len() < s.tokens.len()) {
+        let mut wanted = vec![];
+        let mut parts = vec![];
+        for s in &mut all {
+            let from = s.cache.len();
+            // a decode step, nothing, or a piece of a prompt
+            let count = [1, 1, 0, 2 + random.below(40)][random.below(4)].min(s.tokens.len() - from);
+            let want = [Logits::None, Logits::Last, Logits::All][random.below(3)];
+            let rows = match want {
+                Logits::None => 0,
+                Logits::Last => count.min(1),
+                Logits::All => count,
+            };
+            wanted.push(&s.alone[(from + count - rows) * vocabulary..(from + count) * vocabulary]);
+            parts.push(Part { cache: &mut s.cache, tokens: &s.tokens[from..from + count], want });
+        }
+        let logits = model.forward_batch(&mut parts, scratch).unwrap();
+        for (i, want) in wanted.iter().enumerate() {
+            let found = logits.of(i).unwrap();
+            assert_eq!(found.len(), want.len(), "{name}");
+            assert!(found.iter().zip(*want).all(|(a, b)| a.to_bits() == b.to_bits()), "{name}: sequence {i} of pass {passes}");
+            compared += want.len() / vocabulary;
+        }
+        passes += 1;
+    }
+    assert!(compared > 0 && passes > 2);
+}
+
+#[test]
+fn every_sequence_is_as_if_alone() {
+    let mut random = Random(7);
+    for name in [
+        "llama-w4-sym-g32-act",
+        "llama-w3-asym-g32",
+        "llama-w4-lmhead",
+        "llama-ct-w8a8",
+        "qwen3-w4-sym-g32-act",
+        "qwen2-window-dense",
+        "mistral-w4-asym-g32",
+        "glm4-w4-sym-g32",
+        "llama-rope-dynamic-dense",
+    ] {
+        for activations in Activations::ALL {
+            for threads in [1, 2] {
+                mixed(&load(name, activations, threads), &format!("{name} {activations:?} {threads} threads"), &mut random);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_parts_and_no_tokens_give_nothing() {
+    for name in ["llama-w4-sym-g128", "glm4-w4-sym-g32"] {
+        let model = load(name, Activations::Exact, 2);
+        let scratch = &mut Scratch::default();
+        model.forward_batch(&mut [], scratch).unwrap();
+        let mut cache = model.new_cache(4);
+        assert!(model.forward(&mut cache, &[], Logits::All, scratch).unwrap().is_empty() && cache.is_empty());
+    }
+}
+
+#[test]
+fn one_wrong_token_stops_the_pass_before_it_runs() {
+    let model = load("llama-w4-sym-g128", Activations::Exact, 1);
+    let [mut a, mut b] = [model.new_cache(8), model.new_cache(8)];
+    let scratch = &mut Scratch::default();
+    model.forward(&mut b, &[1, 2], Logits::None, scratch).unwrap();
+    let mut parts =
+        [Part { cache: &mut a, tokens: &[3], want: Logits::Last }, Part { cache: &mut b, tokens: &[4, 999], want: Logits::Last }];
+    let error = model.forward_batch(&mut parts, scratch).err().unwrap();
+    assert!(matches!(error, ModelError::Token { token: 999, position: 3, .. }), "{error}");
+    assert_eq!((a.len(), b.len()), (0, 2));
+}
