@@ -96,7 +96,7 @@ impl LoadedModel {
     ///
     /// # Errors
     /// [`Error`] naming the file, tensor or key that is wrong.
-    pub fn from_checkpoint(checkpoint: &Checkpoint, options: &OpenOptions, progress: &mut dyn FnMut(Progress)) -> Result<Self, Error> {
+    pub fn from_checkpoint(checkpoint: &Checkpoint, options: &OpenOptions, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<Self, Error> {
         let begin = Instant::now();
         let backend = Arc::new(options.backend()?);
         // the tokenizer first: it is small, and a folder without one fails before the weights are read

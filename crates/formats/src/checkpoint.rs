@@ -1,7 +1,8 @@
 //! A model folder: its configs, its tensors, and the account of what was read.
 
 use crate::dialect::{self, Ballot};
-use crate::module::Module;
+use crate::rows::LinearRows;
+use crate::spare::Spare;
 use crate::source::Maker;
 use crate::store::{Content, Store};
 use crate::warning::{Warning, Warnings};
@@ -61,6 +62,8 @@ pub struct Checkpoint {
     /// What the modules of each width show of their zero points, once asked.
     ballots: [OnceLock<Ballot>; 9],
     pub(crate) warnings: Warnings,
+    /// Room for codes.
+    pub(crate) spare: Spare,
 }
 
 #[derive(Debug)]
@@ -157,6 +160,7 @@ impl Checkpoint {
             agreement,
             ballots: Default::default(),
             warnings,
+            spare: Spare::default(),
         })
     }
 
@@ -344,17 +348,23 @@ impl Checkpoint {
     /// # Errors
     /// [`FormatError::Tensor`] when it is missing, not F32, F16 or BF16, or of another shape; [`FormatError::Io`].
     pub fn dense(&self, name: &str, shape: &[usize]) -> Result<DenseTensor, FormatError> {
+        let tensor = self.need_dense(name, shape)?;
+        let mut bytes = vec![0; tensor.info.bytes];
+        tensor.read_bytes(&mut bytes)?;
+        tensor.mark_read();
+        DenseTensor::new(tensor.info.dtype, shape.to_vec(), bytes)
+            .map_err(|e| tensor.wrong("a dense tensor", e.to_string(), crate::error::DAMAGED))
+    }
+
+    /// A dense tensor of exactly this shape.
+    pub(crate) fn need_dense(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, FormatError> {
         let tensor = self.need(name)?;
         tensor.check_dtype(&[DType::F32, DType::F16, DType::BF16])?;
         if tensor.info.shape != shape {
             let remedy = "check config.json against the tensors: they are of different models, or the architecture is not this one";
             return Err(tensor.wrong(format!("shape {shape:?}"), format!("shape {:?}", tensor.info.shape), remedy));
         }
-        let mut bytes = vec![0; tensor.info.bytes];
-        tensor.read_bytes(&mut bytes)?;
-        tensor.mark_read();
-        DenseTensor::new(tensor.info.dtype, shape.to_vec(), bytes)
-            .map_err(|e| tensor.wrong("a dense tensor", e.to_string(), crate::error::DAMAGED))
+        Ok(tensor)
     }
 
     /// Whether a linear module is quantized: its tensors decide, and a quantization config that says otherwise is a warning.
@@ -391,12 +401,10 @@ impl Checkpoint {
     /// [`FormatError::Tensor`] naming the tensor that is missing, has another type or shape, or holds illegal values;
     /// [`FormatError::Io`].
     pub fn linear(&self, module: &str, k: usize, n: usize, bias: BiasRule) -> Result<LinearWeight, FormatError> {
-        let quantized = self.is_quantized(module)?;
-        let bias = self.bias(module, n, bias)?;
-        if quantized {
-            return Ok(LinearWeight::Quantized(Module::find(self, module, Some((k, n)))?.read(bias)?));
-        }
-        Ok(LinearWeight::Dense { weight: self.dense(&format!("{module}.weight"), &[n, k])?, bias })
+        Ok(match self.linear_rows(module, k, n, bias)? {
+            LinearRows::Quantized(m) => LinearWeight::Quantized(m),
+            LinearRows::Dense { weight, bias } => LinearWeight::Dense { weight: weight.all()?, bias },
+        })
     }
 
     /// What a quantized module is, without reading its codes.
@@ -408,7 +416,7 @@ impl Checkpoint {
         report::describe(self, module)
     }
 
-    fn bias(&self, module: &str, n: usize, rule: BiasRule) -> Result<Option<Vec<f32>>, FormatError> {
+    pub(crate) fn bias(&self, module: &str, n: usize, rule: BiasRule) -> Result<Option<Vec<f32>>, FormatError> {
         let name = format!("{module}.bias");
         let Some(tensor) = self.find(&name) else {
             return match rule {

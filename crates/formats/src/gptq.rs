@@ -191,7 +191,7 @@ fn sample(module: &Module<'_>, width: u32, runs: usize) -> Result<Sample, Format
 pub(crate) fn codes(module: &Module<'_>, width: u32) -> Result<Codes, FormatError> {
     let packing = module.packing();
     if width == 32 {
-        return Ok(words(module.codes.read_u32()?, packing));
+        return Ok(words(module.codes.read_codes(&module.checkpoint.spare)?, packing));
     }
     let n = module.n;
     let mut out = vec![0; packing.words(module.scheme.bits, module.k) * n];

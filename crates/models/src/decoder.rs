@@ -4,8 +4,8 @@ use crate::head::HeadRounding;
 use crate::load::{LoadOptions, ModuleUse};
 use crate::rope::Angles;
 use crate::{DecoderConfig, ModelError};
-use billfish_kernels::{Activations, AttentionScratch, Backend, Input, KvLayer, MatmulScratch, PackedDense, Product, Weight};
-use billfish_tensor::{ActivationScale, DenseTensor};
+use billfish_kernels::{Activations, AttentionScratch, Backend, Input, KvLayer, MatmulScratch, PackedDense, Product, Table, Weight};
+use billfish_tensor::ActivationScale;
 use std::sync::Arc;
 
 /// The rows that tokens become, and the head that logits come from.
@@ -13,7 +13,7 @@ pub(crate) enum Vocabulary {
     /// One matrix for both: the row of a token is its column of the head.
     Tied { rows: Arc<PackedDense>, head: Weight },
     /// A table `[vocab, hidden]` and a head.
-    Separate { table: DenseTensor, head: Weight },
+    Separate { table: Table, head: Weight },
 }
 
 impl Vocabulary {
@@ -27,7 +27,7 @@ impl Vocabulary {
     fn embed(&self, token: usize, row: &mut [f32]) {
         match self {
             Vocabulary::Tied { rows, .. } => rows.column(token, row),
-            Vocabulary::Separate { table, .. } => table.read_f32(token * row.len(), row),
+            Vocabulary::Separate { table, .. } => table.row(token, row),
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod fuzz;
 mod head;
 mod keys;
 mod load;
+mod packing;
 mod plan;
 mod rope;
 

@@ -2,11 +2,13 @@
 
 use crate::decoder::{Attention, GateUp, Layer, Mlp, Model, NormPair, Vocabulary};
 use crate::head::{self, HeadRounding};
+use crate::packing::{self, Account};
 use crate::plan::{self, EMBEDDING, FINAL_NORM, GateUpPlan, HEAD, Linear, Norm};
 use crate::{DecoderConfig, ModelError};
-use billfish_formats::{BiasRule, Checkpoint, LinearWeight};
-use billfish_kernels::{Activations, Backend, KvType, PackedDense, PackedMatrix, Weight};
+use billfish_formats::{BiasRule, Checkpoint, LinearWeight, Rows};
+use billfish_kernels::{Activations, Backend, KvType, PackedDense, PackedMatrix, Pool, Table, Weight};
 use billfish_tensor::{ActivationScale, DenseTensor};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// How a model is to be run.
@@ -77,8 +79,10 @@ impl ModuleUse {
 
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
-    progress: &'a mut dyn FnMut(Progress),
-    done: u64,
+    pool: &'a Pool,
+    account: Account<'a>,
+    /// Linear modules that are packed already.
+    packed: HashMap<String, Weight>,
     modules: Vec<ModuleUse>,
     quantize_head: bool,
     head: Option<HeadRounding>,
@@ -93,13 +97,16 @@ impl Model {
         checkpoint: &Checkpoint,
         backend: Arc<Backend>,
         options: LoadOptions,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Model, ModelError> {
         let config = DecoderConfig::from_json(&format!("{}/config.json", checkpoint.name()), checkpoint.config())?;
         let quantize_head = options.quantize_head;
-        let mut loader = Loader { checkpoint, progress, done: 0, modules: vec![], quantize_head, head: None };
-        // the largest dense weights first: while one is packed it exists twice, which is cheapest while nothing else does
+        let (account, pool) = (Account::new(checkpoint, progress), backend.pool());
+        let mut loader = Loader { checkpoint, pool, account, packed: HashMap::new(), modules: vec![], quantize_head, head: None };
+        // the largest weights first, by all threads: while a quantized one is packed it exists twice, which is cheapest
+        // while nothing else does
         let vocabulary = loader.vocabulary(&config)?;
+        loader.packed = packing::pack_all(checkpoint, &config.layer_linears(), pool, &loader.account)?;
         let layers = (0..config.layers).map(|i| loader.layer(&config, i)).collect::<Result<Vec<_>, _>>()?;
         let norm = loader.norm(&Norm { name: FINAL_NORM.into(), size: config.hidden_size })?;
         for name in checkpoint.unread().iter().filter(|n| plan::is_computed(n)) {
@@ -111,23 +118,16 @@ impl Model {
 }
 
 impl Loader<'_> {
-    fn account(&mut self, prefix: &str) {
-        let names = ["qweight", "qzeros", "scales", "g_idx", "weight", "bias", "weight_packed", "weight_scale", "scaled_zeros", "B", "s"];
-        let bytes = names.iter().filter_map(|n| self.checkpoint.info(&format!("{prefix}.{n}"))).map(|i| i.bytes as u64).sum::<u64>();
-        self.done += bytes;
-        (self.progress)(Progress { done: self.done, total: self.checkpoint.total_bytes() });
-    }
-
     fn linear(&mut self, l: &Linear) -> Result<Weight, ModelError> {
-        let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
-        let stored = self.checkpoint.linear(&l.name, l.in_features, l.out_features, rule)?;
-        let packed = match stored {
-            LinearWeight::Quantized(m) => PackedMatrix::new(&m).map(Weight::Quantized),
-            LinearWeight::Dense { weight, bias } => PackedDense::new(&weight, bias).map(|w| Weight::Dense(Arc::new(w))),
+        let weight = match self.packed.remove(&l.name) {
+            Some(weight) => weight,
+            None => {
+                let weight = packing::pack(self.checkpoint, l, Some(self.pool))?;
+                self.account.add(&l.name);
+                weight
+            }
         };
-        let weight = packed.map_err(|source| ModelError::Pack { module: l.name.clone(), source })?;
         self.modules.push(ModuleUse::of(&l.name, &weight, l.name == HEAD));
-        self.account(&l.name);
         Ok(weight)
     }
 
@@ -135,16 +135,25 @@ impl Loader<'_> {
     fn rounded(&mut self, module: &str, weight: &DenseTensor, bias: Option<Vec<f32>>) -> Result<Weight, ModelError> {
         let wrong = |reason: String| ModelError::Head { module: module.into(), reason };
         let (matrix, rounding) = head::round(weight, bias).map_err(|e| wrong(e.to_string()))?;
-        let packed = PackedMatrix::new(&matrix).map_err(|source| ModelError::Pack { module: module.into(), source })?;
+        let packed = PackedMatrix::packed_by(&matrix, self.pool).map_err(|source| ModelError::Pack { module: module.into(), source })?;
         let weight = Weight::Quantized(packed);
         self.head = Some(HeadRounding { bytes_after: weight.bytes(), ..rounding });
         self.modules.push(ModuleUse::of(module, &weight, true));
         Ok(weight)
     }
 
+    /// The rows that tokens become.
+    fn table(&self, rows: &Rows<'_>) -> Result<Table, ModelError> {
+        let [count, width] = rows.shape();
+        let mut table =
+            Table::empty(rows.dtype(), count, width).map_err(|source| ModelError::Pack { module: EMBEDDING.into(), source })?;
+        table.fill(self.pool, &|first, out| rows.read(first, out))?;
+        Ok(table)
+    }
+
     fn norm(&mut self, n: &Norm) -> Result<Vec<f32>, ModelError> {
         let values = self.checkpoint.dense(&format!("{}.weight", n.name), &[n.size])?.to_f32();
-        self.account(&n.name);
+        self.account.add(&n.name);
         Ok(values)
     }
 
@@ -165,25 +174,27 @@ impl Loader<'_> {
             true => Some(self.linear(&own)?),
             false => None,
         };
-        let table = self.checkpoint.dense(&format!("{EMBEDDING}.weight"), &[c.vocab_size, c.hidden_size])?;
+        let table = self.checkpoint.dense_rows(&format!("{EMBEDDING}.weight"), [c.vocab_size, c.hidden_size])?;
         let vocabulary = match head {
-            Some(head) => Vocabulary::Separate { table, head },
+            Some(head) => Vocabulary::Separate { table: self.table(&table)?, head },
             None => {
                 self.checkpoint.mark_read("lm_head.weight");
                 if self.quantize_head {
                     // tokens still become the rows as they are
-                    let head = self.rounded(EMBEDDING, &table, None)?;
-                    Vocabulary::Separate { table, head }
+                    let head = self.rounded(EMBEDDING, &table.all()?, None)?;
+                    Vocabulary::Separate { table: self.table(&table)?, head }
                 } else {
-                    let packed = PackedDense::new(&table, None).map_err(|source| ModelError::Pack { module: EMBEDDING.into(), source })?;
-                    let rows = Arc::new(packed);
+                    let wrong = |source| ModelError::Pack { module: EMBEDDING.into(), source };
+                    let mut rows = PackedDense::empty(table.dtype(), c.hidden_size, c.vocab_size, None).map_err(wrong)?;
+                    rows.fill(Some(self.pool), &|first, out| table.read(first, out))?;
+                    let rows = Arc::new(rows);
                     let head = Weight::Dense(Arc::clone(&rows));
                     self.modules.push(ModuleUse::of(EMBEDDING, &head, true));
                     Vocabulary::Tied { rows, head }
                 }
             }
         };
-        self.account(EMBEDDING);
+        self.account.add(EMBEDDING);
         Ok(vocabulary)
     }
 

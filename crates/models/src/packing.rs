@@ -1,0 +1,123 @@
+//! Linear modules read and packed, several at once, in bounded memory.
+
+use crate::plan::Linear;
+use crate::{ModelError, Progress};
+use billfish_formats::{BiasRule, Checkpoint, LinearRows};
+use billfish_kernels::{PackedDense, PackedMatrix, Pool, Weight};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Bytes of modules as stored that are in memory at once beside the packed ones; a module larger than that is alone.
+const IN_FLIGHT: u64 = 256 << 20;
+
+/// Hears how far a load has come, from any thread.
+pub type Listener<'a> = dyn FnMut(Progress) + Send + 'a;
+
+/// Counts bytes and tells the caller.
+pub(crate) struct Account<'a> {
+    checkpoint: &'a Checkpoint,
+    told: Mutex<(u64, &'a mut Listener<'a>)>,
+}
+
+impl<'a> Account<'a> {
+    pub fn new(checkpoint: &'a Checkpoint, progress: &'a mut Listener<'a>) -> Self {
+        Self { checkpoint, told: Mutex::new((0, progress)) }
+    }
+
+    /// Bytes of a module's tensors.
+    fn bytes(&self, module: &str) -> u64 {
+        let names = ["qweight", "qzeros", "scales", "g_idx", "weight", "bias", "weight_packed", "weight_scale", "scaled_zeros", "B", "s"];
+        names.iter().filter_map(|n| self.checkpoint.info(&format!("{module}.{n}"))).map(|i| i.bytes as u64).sum()
+    }
+
+    /// A module was read.
+    pub fn add(&self, module: &str) {
+        let bytes = self.bytes(module);
+        let mut told = lock(&self.told);
+        let (done, progress) = &mut *told;
+        *done += bytes;
+        progress(Progress { done: *done, total: self.checkpoint.total_bytes() });
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // a panic of another module ends the load; what it leaves behind is whole
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Bytes that may be taken, and wait until they are there.
+struct Budget {
+    left: Mutex<u64>,
+    returned: Condvar,
+}
+
+impl Budget {
+    /// Runs `body` while it holds so many bytes, all there are at most.
+    fn with<T>(&self, bytes: u64, body: impl FnOnce() -> T) -> T {
+        let bytes = bytes.min(IN_FLIGHT);
+        let mut left = lock(&self.left);
+        while *left < bytes {
+            left = self.returned.wait(left).unwrap_or_else(PoisonError::into_inner);
+        }
+        *left -= bytes;
+        drop(left);
+        let result = body();
+        *lock(&self.left) += bytes;
+        self.returned.notify_all();
+        result
+    }
+}
+
+/// Reads and packs one module. Where `pool` is given, all its threads work on it.
+pub(crate) fn pack(checkpoint: &Checkpoint, l: &Linear, pool: Option<&Pool>) -> Result<Weight, ModelError> {
+    let wrong = |source| ModelError::Pack { module: l.name.clone(), source };
+    let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
+    match checkpoint.linear_rows(&l.name, l.in_features, l.out_features, rule)? {
+        LinearRows::Quantized(m) => {
+            let packed = match pool {
+                Some(pool) => PackedMatrix::packed_by(&m, pool),
+                None => PackedMatrix::new(&m),
+            };
+            checkpoint.recycle(m);
+            packed.map(Weight::Quantized).map_err(wrong)
+        }
+        LinearRows::Dense { weight, bias } => {
+            let mut packed = PackedDense::empty(weight.dtype(), l.in_features, l.out_features, bias).map_err(wrong)?;
+            packed.fill(pool, &|first, out| weight.read(first, out))?;
+            Ok(Weight::Dense(Arc::new(packed)))
+        }
+    }
+}
+
+/// Reads and packs modules, each on one thread of `pool`, in the order of `linears`.
+///
+/// # Errors
+/// That of the first module that is wrong, however many threads there are.
+pub(crate) fn pack_all(
+    checkpoint: &Checkpoint,
+    linears: &[Linear],
+    pool: &Pool,
+    account: &Account<'_>,
+) -> Result<HashMap<String, Weight>, ModelError> {
+    let budget = Budget { left: Mutex::new(IN_FLIGHT), returned: Condvar::new() };
+    let wrong = AtomicUsize::new(usize::MAX);
+    let packed: Vec<Mutex<Option<Result<Weight, ModelError>>>> = linears.iter().map(|_| Mutex::new(None)).collect();
+    pool.run(linears.len(), &|i| {
+        let l = &linears[i];
+        // modules before a wrong one are still looked at: one of them may be wrong too, and would be named
+        if i > wrong.load(Ordering::Relaxed) {
+            return;
+        }
+        let result = budget.with(account.bytes(&l.name), || pack(checkpoint, l, None));
+        match result {
+            Ok(_) => account.add(&l.name),
+            Err(_) => _ = wrong.fetch_min(i, Ordering::Relaxed),
+        }
+        *lock(&packed[i]) = Some(result);
+    });
+    checkpoint.free_recycled();
+    let results = packed.into_iter().map(|p| p.into_inner().unwrap_or_else(PoisonError::into_inner));
+    // only modules behind a wrong one have no result
+    linears.iter().zip(results).filter_map(|(l, result)| Some(result?.map(|weight| (l.name.clone(), weight)))).collect()
+}
