@@ -3,9 +3,9 @@
 use crate::KernelError;
 use crate::aligned::AlignedBytes;
 use crate::pack::PANEL;
+use crate::stored::Stored;
 use crate::threads::Pool;
 use billfish_tensor::{DType, DenseTensor};
-use std::convert::Infallible;
 
 /// Writes up to 64 rows of `k` elements of `SIZE` bytes as `[k][64]`, some columns at a time so that both sides stay in
 /// cache, and eight by eight where there are so many.
@@ -44,7 +44,7 @@ pub struct PackedDense {
     pub(crate) in_features: usize,
     pub(crate) out_features: usize,
     pub(crate) dtype: DType,
-    data: AlignedBytes,
+    data: Stored,
     pub(crate) bias: Option<Vec<f32>>,
 }
 
@@ -61,43 +61,29 @@ impl PackedDense {
                 reason: format!("a weight must have two dimensions, found {:?}", weight.shape()),
             });
         };
-        let mut packed = Self::empty(weight.dtype(), k, n, bias)?;
         let row = k * weight.dtype().size();
-        let Ok(()) = packed.fill(None, &|first, rows| {
+        Self::from_rows(weight.dtype(), (k, n), bias, None, &|first, rows| {
             rows.copy_from_slice(&weight.bytes()[first * row..][..rows.len()]);
-            Ok::<(), Infallible>(())
-        });
-        Ok(packed)
-    }
-
-    /// A weight full of zeros, to be filled.
-    ///
-    /// # Errors
-    /// [`KernelError::Shape`] if K or N is 0, the bias does not fit, or the size overflows.
-    pub fn empty(dtype: DType, in_features: usize, out_features: usize, bias: Option<Vec<f32>>) -> Result<Self, KernelError> {
-        let (k, n) = (in_features, out_features);
-        let wrong = |reason: String| KernelError::Shape { in_features: k, out_features: n, reason };
-        if k == 0 || n == 0 || !dtype.is_float() {
-            return Err(wrong(format!("K and N must be at least 1, and the elements floats, found {dtype}")));
-        }
-        if let Some(b) = bias.as_ref().filter(|b| b.len() != n) {
-            return Err(wrong(format!("a bias of {} elements", b.len())));
-        }
-        let panel = k.checked_mul(PANEL * dtype.size());
-        let total = panel.and_then(|p| p.checked_mul(n.div_ceil(PANEL))).filter(|&t| t <= isize::MAX as usize);
-        let total = total.ok_or_else(|| wrong("the packed size does not fit in memory".into()))?;
-        Ok(Self { in_features: k, out_features: n, dtype, data: AlignedBytes::zeroed(total), bias })
+            Ok(())
+        })
     }
 
     /// Packs the rows of a weight stored `[N, K]`, 64 of them in memory at a time: all threads of `pool` each have so many,
     /// or this thread alone does. `read` fills whole rows from the given one on.
     ///
     /// # Errors
-    /// The first that `read` gives.
-    pub fn fill<E: Send>(&mut self, pool: Option<&Pool>, read: &(dyn Fn(usize, &mut [u8]) -> Result<(), E> + Sync)) -> Result<(), E> {
-        let (k, n, size) = (self.in_features, self.out_features, self.dtype.size());
+    /// [`KernelError::Shape`] if K or N is 0, the bias does not fit, or the size overflows, else the first error of `read`.
+    pub fn from_rows<E: Send + From<KernelError>>(
+        dtype: DType,
+        (in_features, out_features): (usize, usize),
+        bias: Option<Vec<f32>>,
+        pool: Option<&Pool>,
+        read: &(dyn Fn(usize, &mut [u8]) -> Result<(), E> + Sync),
+    ) -> Result<Self, E> {
+        let (k, n, size) = (in_features, out_features, dtype.size());
+        let mut data = AlignedBytes::zeroed(Self::size(dtype, k, n, bias.as_deref())?);
         let panel_bytes = k * PANEL * size;
-        let fill_panel = |p: usize, panel: &mut [u8]| {
+        let fill_panel = |p: usize, panel: &mut [u8]| -> Result<(), E> {
             let mut rows = vec![0; (n - p * PANEL).min(PANEL) * k * size];
             read(p * PANEL, &mut rows)?;
             match size {
@@ -107,9 +93,52 @@ impl PackedDense {
             Ok(())
         };
         match pool {
-            Some(pool) => pool.try_chunks_mut(self.data.as_mut_slice(), panel_bytes, &fill_panel),
-            None => self.data.as_mut_slice().chunks_mut(panel_bytes).enumerate().try_for_each(|(p, panel)| fill_panel(p, panel)),
+            Some(pool) => pool.try_chunks_mut(data.as_mut_slice(), panel_bytes, &fill_panel)?,
+            None => data.as_mut_slice().chunks_mut(panel_bytes).enumerate().try_for_each(|(p, panel)| fill_panel(p, panel))?,
         }
+        Ok(Self { in_features: k, out_features: n, dtype, data: Stored::own(data), bias })
+    }
+
+    /// The weight of bytes that were packed before.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] naming what does not fit.
+    pub fn restore(
+        dtype: DType,
+        (in_features, out_features): (usize, usize),
+        bias: Option<Vec<f32>>,
+        data: Stored,
+    ) -> Result<Self, KernelError> {
+        let expected = Self::size(dtype, in_features, out_features, bias.as_deref())?;
+        if data.as_slice().len() != expected {
+            let reason = format!("{expected} packed bytes were expected, found {}", data.as_slice().len());
+            return Err(KernelError::Shape { in_features, out_features, reason });
+        }
+        Ok(Self { in_features, out_features, dtype, data, bias })
+    }
+
+    /// Bytes of a weight, whose bias must fit.
+    fn size(dtype: DType, k: usize, n: usize, bias: Option<&[f32]>) -> Result<usize, KernelError> {
+        let wrong = |reason: String| KernelError::Shape { in_features: k, out_features: n, reason };
+        if k == 0 || n == 0 || !dtype.is_float() {
+            return Err(wrong(format!("K and N must be at least 1, and the elements floats, found {dtype}")));
+        }
+        if let Some(b) = bias.filter(|b| b.len() != n) {
+            return Err(wrong(format!("a bias of {} elements", b.len())));
+        }
+        let panel = k.checked_mul(PANEL * dtype.size());
+        let total = panel.and_then(|p| p.checked_mul(n.div_ceil(PANEL))).filter(|&t| t <= isize::MAX as usize);
+        total.ok_or_else(|| wrong("the packed size does not fit in memory".into()))
+    }
+
+    /// The packed bytes.
+    pub fn data(&self) -> &[u8] {
+        self.data.as_slice()
+    }
+
+    /// Bias, `[N]`.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
     }
 
     /// K: length of the input vector.

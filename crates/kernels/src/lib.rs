@@ -33,6 +33,7 @@ mod isa;
 mod kv;
 mod pack;
 mod probe;
+mod stored;
 mod table;
 mod threads;
 
@@ -43,6 +44,7 @@ pub use dense::PackedDense;
 pub use error::KernelError;
 pub use isa::{ISA_NAMES, Isa};
 pub use kv::{KvLayer, KvType};
-pub use pack::{PackedMatrix, kernel_name};
+pub use pack::{Description, LAYOUT, PackedMatrix, kernel_name};
+pub use stored::{Mapping, Stored};
 pub use table::Table;
 pub use threads::Pool;

@@ -20,8 +20,9 @@
 
 use crate::KernelError;
 use crate::aligned::AlignedBytes;
+use crate::stored::Stored;
 use crate::threads::Pool;
-use billfish_tensor::{ActivationScale, Codes, QuantMatrix, RowOrder, ScaleValues, Zeros};
+use billfish_tensor::{ActivationScale, Codes, DType, QuantMatrix, RowOrder, ScaleValues, Zeros};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -44,6 +45,16 @@ impl ScaleKind {
     /// Bytes of one scale.
     pub fn bytes(self) -> usize {
         if self == ScaleKind::F32 { 4 } else { 2 }
+    }
+}
+
+impl ScaleKind {
+    fn dtype(self) -> DType {
+        match self {
+            ScaleKind::F16 => DType::F16,
+            ScaleKind::BF16 => DType::BF16,
+            ScaleKind::F32 => DType::F32,
+        }
     }
 }
 
@@ -117,6 +128,30 @@ fn chunk_shape(panel_bits: u32) -> (usize, usize) {
     }
 }
 
+/// Number of the layout of packed bytes, of both kinds of weights. It changes when a byte of them changes its meaning.
+pub const LAYOUT: u32 = 1;
+
+/// What a [`PackedMatrix`] is besides its bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Description {
+    /// K.
+    pub in_features: usize,
+    /// N.
+    pub out_features: usize,
+    /// Width of a code as the file had it.
+    pub bits: u32,
+    /// Type of the scales.
+    pub scales: DType,
+    /// Bytes of a zero point; 0 if all are the midpoint.
+    pub zero_bytes: usize,
+    /// The order of the rows.
+    pub order: RowOrder,
+    /// The scale that 8-bit activations have.
+    pub activation_scale: ActivationScale,
+    /// `[N]`.
+    pub bias: Option<Vec<f32>>,
+}
+
 /// A quantized weight in kernel layout.
 pub struct PackedMatrix {
     pub(crate) in_features: usize,
@@ -129,7 +164,7 @@ pub struct PackedMatrix {
     pub(crate) activation_scale: ActivationScale,
     pub(crate) blocks: Vec<BlockAt>,
     pub(crate) panel_bytes: usize,
-    data: AlignedBytes,
+    data: Stored,
     pub(crate) bias: Option<Vec<f32>>,
 }
 
@@ -142,7 +177,7 @@ impl PackedMatrix {
     pub fn new(m: &QuantMatrix) -> Result<Self, KernelError> {
         let (mut packed, mut data) = Self::empty(m)?;
         packed.fill(m, 0, data.as_mut_slice());
-        packed.data = data;
+        packed.data = Stored::own(data);
         Ok(packed)
     }
 
@@ -155,7 +190,7 @@ impl PackedMatrix {
         let panels = packed.out_features.div_ceil(PANEL);
         let strip = panels.div_ceil(STRIPS * pool.threads());
         pool.chunks_mut(data.as_mut_slice(), strip * packed.panel_bytes, &|i, panels| packed.fill(m, i * strip, panels));
-        packed.data = data;
+        packed.data = Stored::own(data);
         Ok(packed)
     }
 
@@ -189,7 +224,7 @@ impl PackedMatrix {
             activation_scale: m.activation_scale(),
             blocks,
             panel_bytes,
-            data: AlignedBytes::zeroed(0),
+            data: Stored::own(AlignedBytes::zeroed(0)),
             bias: m.bias().map(<[f32]>::to_vec),
         };
         Ok((packed, AlignedBytes::zeroed(total)))
@@ -346,6 +381,64 @@ impl PackedMatrix {
         self.data.as_slice().len()
     }
 
+    /// The packed bytes.
+    pub fn data(&self) -> &[u8] {
+        self.data.as_slice()
+    }
+
+    /// What it is besides its bytes.
+    pub fn description(&self) -> Description {
+        Description {
+            in_features: self.in_features,
+            out_features: self.out_features,
+            bits: self.bits,
+            scales: self.scale.dtype(),
+            zero_bytes: self.zero.bytes(),
+            order: RowOrder::clone(&self.order),
+            activation_scale: self.activation_scale,
+            bias: self.bias.clone(),
+        }
+    }
+
+    /// The matrix that was described so, of bytes that were packed before. All that kernels rely on is checked: sizes, the
+    /// order of rows, and that there are as many bytes as they read.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] naming what does not fit.
+    pub fn restore(description: Description, data: Stored) -> Result<Self, KernelError> {
+        let Description { in_features: k, out_features: n, bits, scales, zero_bytes, order, activation_scale, bias } = description;
+        let wrong = |reason: String| KernelError::Shape { in_features: k, out_features: n, reason };
+        if !(2..=8).contains(&bits) || k == 0 || n == 0 || k > u32::MAX as usize || n > u32::MAX as usize {
+            return Err(wrong(format!("K and N from 1 to 2^32 - 1 and 2 to 8 bits were expected, found {bits} bits")));
+        }
+        let scale = match scales {
+            DType::F16 => ScaleKind::F16,
+            DType::BF16 => ScaleKind::BF16,
+            DType::F32 => ScaleKind::F32,
+            other => return Err(wrong(format!("scales of {other}"))),
+        };
+        let zero = match zero_bytes {
+            0 => ZeroKind::Midpoint(1 << (bits - 1)),
+            1 => ZeroKind::U8,
+            2 => ZeroKind::U16,
+            other => return Err(wrong(format!("zero points of {other} bytes"))),
+        };
+        // before anything is as large as K: every row has its codes in a panel
+        if data.as_slice().len() / (PANEL * panel_bits(bits) as usize / 8) < k {
+            return Err(wrong(format!("{} bytes of packed codes are too few", data.as_slice().len())));
+        }
+        check_order(&order, k).map_err(wrong)?;
+        if bias.as_ref().is_some_and(|b| b.len() != n || b.iter().any(|v| !v.is_finite())) {
+            return Err(wrong("a bias must have N finite elements".into()));
+        }
+        let (blocks, panel_bytes) = layout(&order, panel_bits(bits), PANEL * (scale.bytes() + zero.bytes()));
+        if n.div_ceil(PANEL).checked_mul(panel_bytes) != Some(data.as_slice().len()) {
+            return Err(wrong(format!("{} bytes of packed codes are not {} panels", data.as_slice().len(), n.div_ceil(PANEL))));
+        }
+        let (panel_bits, order) = (panel_bits(bits), Arc::new(order));
+        Ok(Self { in_features: k, out_features: n, bits, panel_bits, scale, zero, order, activation_scale, blocks, panel_bytes, data, bias })
+    }
+
     /// Name of the kernel's layout, for reports.
     pub fn kernel(&self) -> &'static str {
         kernel_name(self.bits)
@@ -390,6 +483,21 @@ fn turn_2(w: u32) -> u32 {
         w ^ t ^ t << by
     };
     swap(swap(w, 0x0000_f0f0, 12), 0x00cc_00cc, 6)
+}
+
+/// Checks that an order is one of `k` rows.
+fn check_order(order: &RowOrder, k: usize) -> Result<(), String> {
+    let rows: u64 = order.group_rows.iter().map(|&r| u64::from(r)).sum();
+    if rows != k as u64 {
+        return Err(format!("the groups have {rows} rows"));
+    }
+    let Some(permutation) = &order.permutation else { return Ok(()) };
+    let mut seen = vec![false; k];
+    let once = |&row: &u32| seen.get_mut(row as usize).is_some_and(|seen| !std::mem::replace(seen, true));
+    if permutation.len() != k || !permutation.iter().all(once) {
+        return Err("the order of rows is no permutation".into());
+    }
+    Ok(())
 }
 
 /// Blocks of a panel and its bytes.

@@ -1,6 +1,7 @@
 //! The rows that tokens become, as they are stored.
 
 use crate::aligned::AlignedBytes;
+use crate::stored::Stored;
 use crate::{KernelError, Pool};
 use billfish_tensor::DType;
 
@@ -12,17 +13,53 @@ pub struct Table {
     dtype: DType,
     rows: usize,
     width: usize,
-    data: AlignedBytes,
+    data: Stored,
 }
 
 impl Table {
-    /// A table full of zeros, to be filled.
+    /// Reads a table, strips of its rows at once. `read` fills whole rows from the given one on.
     ///
     /// # Errors
-    /// [`KernelError::Shape`] if there is no element, or the size overflows.
-    pub fn empty(dtype: DType, rows: usize, width: usize) -> Result<Self, KernelError> {
-        let total = Self::size(dtype, rows, width)?;
-        Ok(Self { dtype, rows, width, data: AlignedBytes::zeroed(total) })
+    /// [`KernelError::Shape`] if there is no element, or the size overflows, else the first error of `read`.
+    pub fn from_rows<E: Send + From<KernelError>>(
+        dtype: DType,
+        [rows, width]: [usize; 2],
+        pool: &Pool,
+        read: &(dyn Fn(usize, &mut [u8]) -> Result<(), E> + Sync),
+    ) -> Result<Self, E> {
+        let mut data = AlignedBytes::zeroed(Self::size(dtype, rows, width)?);
+        let row = width * dtype.size();
+        let strip = (STRIP / row).max(1);
+        pool.try_chunks_mut(data.as_mut_slice(), strip * row, &|i, rows| read(i * strip, rows))?;
+        Ok(Self { dtype, rows, width, data: Stored::own(data) })
+    }
+
+    /// The table of bytes that were read before.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] if they are not those of such a table.
+    pub fn restore(dtype: DType, [rows, width]: [usize; 2], data: Stored) -> Result<Self, KernelError> {
+        let expected = Self::size(dtype, rows, width)?;
+        if data.as_slice().len() != expected {
+            let reason = format!("{expected} bytes were expected, found {}", data.as_slice().len());
+            return Err(KernelError::Shape { in_features: width, out_features: rows, reason });
+        }
+        Ok(Self { dtype, rows, width, data })
+    }
+
+    /// Type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.width]
+    }
+
+    /// The stored bytes.
+    pub fn data(&self) -> &[u8] {
+        self.data.as_slice()
     }
 
     /// Bytes of a table.
@@ -33,16 +70,6 @@ impl Table {
             out_features: rows,
             reason: format!("a table of {dtype} must have an element, be of floats and fit in memory"),
         })
-    }
-
-    /// Reads the rows, strips of them at once. `read` fills whole rows from the given one on.
-    ///
-    /// # Errors
-    /// The first that `read` gives.
-    pub fn fill<E: Send>(&mut self, pool: &Pool, read: &(dyn Fn(usize, &mut [u8]) -> Result<(), E> + Sync)) -> Result<(), E> {
-        let row = self.width * self.dtype.size();
-        let strip = (STRIP / row).max(1);
-        pool.try_chunks_mut(self.data.as_mut_slice(), strip * row, &|i, rows| read(i * strip, rows))
     }
 
     /// Writes row `i` as `f32` (exact for every dtype).

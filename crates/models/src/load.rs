@@ -144,11 +144,7 @@ impl Loader<'_> {
 
     /// The rows that tokens become.
     fn table(&self, rows: &Rows<'_>) -> Result<Table, ModelError> {
-        let [count, width] = rows.shape();
-        let mut table =
-            Table::empty(rows.dtype(), count, width).map_err(|source| ModelError::Pack { module: EMBEDDING.into(), source })?;
-        table.fill(self.pool, &|first, out| rows.read(first, out))?;
-        Ok(table)
+        Table::from_rows(rows.dtype(), rows.shape(), self.pool, &packing::reads(rows)).map_err(|e| e.of(EMBEDDING))
     }
 
     fn norm(&mut self, n: &Norm) -> Result<Vec<f32>, ModelError> {
@@ -184,9 +180,9 @@ impl Loader<'_> {
                     let head = self.rounded(EMBEDDING, &table.all()?, None)?;
                     Vocabulary::Separate { table: self.table(&table)?, head }
                 } else {
-                    let wrong = |source| ModelError::Pack { module: EMBEDDING.into(), source };
-                    let mut rows = PackedDense::empty(table.dtype(), c.hidden_size, c.vocab_size, None).map_err(wrong)?;
-                    rows.fill(Some(self.pool), &|first, out| table.read(first, out))?;
+                    let size = (c.hidden_size, c.vocab_size);
+                    let rows = PackedDense::from_rows(table.dtype(), size, None, Some(self.pool), &packing::reads(&table));
+                    let rows = rows.map_err(|e| e.of(EMBEDDING))?;
                     let rows = Arc::new(rows);
                     let head = Weight::Dense(Arc::clone(&rows));
                     self.modules.push(ModuleUse::of(EMBEDDING, &head, true));

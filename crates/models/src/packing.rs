@@ -2,8 +2,8 @@
 
 use crate::plan::Linear;
 use crate::{ModelError, Progress};
-use billfish_formats::{BiasRule, Checkpoint, LinearRows};
-use billfish_kernels::{PackedDense, PackedMatrix, Pool, Weight};
+use billfish_formats::{BiasRule, Checkpoint, FormatError, LinearRows, Rows};
+use billfish_kernels::{KernelError, PackedDense, PackedMatrix, Pool, Weight};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -83,11 +83,36 @@ pub(crate) fn pack(checkpoint: &Checkpoint, l: &Linear, pool: Option<&Pool>) -> 
             packed.map(Weight::Quantized).map_err(wrong)
         }
         LinearRows::Dense { weight, bias } => {
-            let mut packed = PackedDense::empty(weight.dtype(), l.in_features, l.out_features, bias).map_err(wrong)?;
-            packed.fill(pool, &|first, out| weight.read(first, out))?;
-            Ok(Weight::Dense(Arc::new(packed)))
+            let packed = PackedDense::from_rows(weight.dtype(), (l.in_features, l.out_features), bias, pool, &reads(&weight));
+            Ok(Weight::Dense(Arc::new(packed.map_err(|e| e.of(&l.name))?)))
         }
     }
+}
+
+/// Why rows cannot be packed, of a module that is not yet named.
+pub(crate) enum RowsError {
+    Read(FormatError),
+    Pack(KernelError),
+}
+
+impl From<KernelError> for RowsError {
+    fn from(e: KernelError) -> Self {
+        RowsError::Pack(e)
+    }
+}
+
+impl RowsError {
+    pub fn of(self, module: &str) -> ModelError {
+        match self {
+            RowsError::Read(e) => e.into(),
+            RowsError::Pack(source) => ModelError::Pack { module: module.into(), source },
+        }
+    }
+}
+
+/// The function that reads rows of a dense matrix.
+pub(crate) fn reads(rows: &Rows<'_>) -> impl Fn(usize, &mut [u8]) -> Result<(), RowsError> + Sync {
+    move |first, out| rows.read(first, out).map_err(RowsError::Read)
 }
 
 /// Reads and packs modules, each on one thread of `pool`, in the order of `linears`.
