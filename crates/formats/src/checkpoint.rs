@@ -2,8 +2,8 @@
 
 use crate::dialect::{self, Ballot};
 use crate::rows::LinearRows;
-use crate::spare::Spare;
 use crate::source::Maker;
+use crate::spare::Spare;
 use crate::store::{Content, Store};
 use crate::warning::{Warning, Warnings};
 use crate::{
@@ -14,7 +14,7 @@ use billfish_tensor::{DType, DenseTensor, QuantMatrix};
 use bytemuck::{AnyBitPattern, NoUninit};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -185,6 +185,16 @@ impl Checkpoint {
         self.ballots[bits as usize].get_or_init(|| dialect::ballot(self, bits))
     }
 
+    /// How the caller wants zero points read.
+    pub(crate) fn forced_zeros(&self) -> Option<ZeroLabel> {
+        self.quantization.as_ref().and_then(|q| q.forced_zeros)
+    }
+
+    /// Every tensor with the number of its file.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&str, usize, &TensorInfo)> {
+        self.tensors.iter().map(|(name, e)| (name.as_str(), e.shard, &e.info))
+    }
+
     pub(crate) fn store(&self) -> &Store {
         &self.store
     }
@@ -318,6 +328,14 @@ impl Checkpoint {
             e.read.store(true, Ordering::Relaxed);
             true
         })
+    }
+
+    /// Takes over what an earlier read of the same folder found: what was odd, and which tensors nobody read.
+    pub fn read_before(&self, warnings: Vec<Warning>, unread: &[String]) {
+        warnings.into_iter().for_each(|w| self.warnings.again(w));
+        let unread: BTreeSet<&str> = unread.iter().map(String::as_str).collect();
+        let read = self.tensors.iter().filter(|(name, _)| !unread.contains(name.as_str()));
+        read.for_each(|(_, entry)| entry.read.store(true, Ordering::Relaxed));
     }
 
     /// Whether two tensors have the same type, shape and bytes, compared some MiB at a time; `None` if one is missing.

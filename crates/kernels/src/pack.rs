@@ -436,7 +436,20 @@ impl PackedMatrix {
             return Err(wrong(format!("{} bytes of packed codes are not {} panels", data.as_slice().len(), n.div_ceil(PANEL))));
         }
         let (panel_bits, order) = (panel_bits(bits), Arc::new(order));
-        Ok(Self { in_features: k, out_features: n, bits, panel_bits, scale, zero, order, activation_scale, blocks, panel_bytes, data, bias })
+        Ok(Self {
+            in_features: k,
+            out_features: n,
+            bits,
+            panel_bits,
+            scale,
+            zero,
+            order,
+            activation_scale,
+            blocks,
+            panel_bytes,
+            data,
+            bias,
+        })
     }
 
     /// Name of the kernel's layout, for reports.

@@ -1,5 +1,6 @@
 //! The decoder: one forward pass for every architecture.
 
+use crate::cache::CacheUse;
 use crate::head::HeadRounding;
 use crate::load::{LoadOptions, ModuleUse};
 use crate::rope::Angles;
@@ -17,7 +18,7 @@ pub(crate) enum Vocabulary {
 }
 
 impl Vocabulary {
-    fn head(&self) -> &Weight {
+    pub(crate) fn head(&self) -> &Weight {
         match self {
             Vocabulary::Tied { head, .. } | Vocabulary::Separate { head, .. } => head,
         }
@@ -83,6 +84,7 @@ pub struct Model {
     pub(crate) options: LoadOptions,
     pub(crate) modules: Vec<ModuleUse>,
     pub(crate) head: Option<HeadRounding>,
+    pub(crate) cache: Option<CacheUse>,
 }
 
 /// What one sequence has seen: keys and values of every layer.
@@ -182,6 +184,11 @@ impl Model {
     /// What each linear module became.
     pub fn modules(&self) -> &[ModuleUse] {
         &self.modules
+    }
+
+    /// The packed cache that the weights came from or went to, if one was asked for.
+    pub fn cache(&self) -> Option<&CacheUse> {
+        self.cache.as_ref()
     }
 
     /// What rounding the head did, if it was asked for.

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod architecture;
+mod cache;
 mod config;
 mod decoder;
 mod error;
@@ -23,6 +24,7 @@ mod plan;
 mod rope;
 
 pub use architecture::supported;
+pub use cache::CacheUse;
 pub use config::DecoderConfig;
 pub use decoder::{Cache, Logits, Model, Scratch};
 pub use error::ModelError;

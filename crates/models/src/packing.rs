@@ -31,6 +31,12 @@ impl<'a> Account<'a> {
         names.iter().filter_map(|n| self.checkpoint.info(&format!("{module}.{n}"))).map(|i| i.bytes as u64).sum()
     }
 
+    /// Nothing is left to read.
+    pub fn all(&self) {
+        let total = self.checkpoint.total_bytes();
+        lock(&self.told).1(Progress { done: total, total });
+    }
+
     /// A module was read.
     pub fn add(&self, module: &str) {
         let bytes = self.bytes(module);
