@@ -28,7 +28,8 @@ fn mapped(bytes: &[u8]) -> Stored {
 #[test]
 fn any_number_of_threads_packs_the_same_bytes() {
     let pools = [1, 2, 5].map(|threads| Pool::new(threads).unwrap());
-    for (k, n, bits, size) in [(256, 1000, 4, 128), (130, 65, 4, 32), (96, 640, 3, 32), (64, 700, 2, 64), (33, 129, 8, 33), (40, 64, 5, 8)] {
+    for (k, n, bits, size) in [(256, 1000, 4, 128), (130, 65, 4, 32), (96, 640, 3, 32), (64, 700, 2, 64), (33, 129, 8, 33), (40, 64, 5, 8)]
+    {
         for (act, asym) in [(false, false), (true, true)] {
             let m = matrix(k, n, bits, size, act, asym);
             let alone = PackedMatrix::new(&m).unwrap();

@@ -249,51 +249,81 @@ fn hostile_tables_are_refused() {
         set("/weights", json!({})),
         ("not an object", Box::new(|t| *t = json!([]))),
         ("an unknown key", Box::new(|t| t["more"] = json!(1))),
-        ("the permutation of fewer rows", Box::new(|t| {
-            let p = up(t, "permutation");
-            let length = t["sections"][p]["length"].as_u64().unwrap();
-            t["sections"][p]["length"] = json!(length - 4);
-        })),
-        ("groups as the permutation", Box::new(|t| {
-            let groups = up(t, "group_rows");
-            t["weights"][UP]["quantized"]["permutation"] = json!(groups);
-        })),
-        ("codes as the permutation", Box::new(|t| {
-            let (p, codes) = (up(t, "permutation"), data(t));
-            t["sections"][p]["offset"] = t["sections"][codes]["offset"].clone();
-        })),
-        ("the permutation as groups", Box::new(|t| {
-            let p = up(t, "permutation");
-            t["weights"][UP]["quantized"]["group_rows"] = json!(p);
-        })),
-        ("codes off a line", Box::new(|t| {
-            let codes = data(t);
-            let offset = t["sections"][codes]["offset"].as_u64().unwrap();
-            t["sections"][codes]["offset"] = json!(offset + 4);
-        })),
-        ("codes behind the end", Box::new(|t| {
-            let codes = data(t);
-            t["sections"][codes]["offset"] = json!(u64::MAX - 63);
-        })),
-        ("codes in the head", Box::new(|t| {
-            let codes = data(t);
-            t["sections"][codes]["offset"] = json!(0);
-        })),
-        ("fewer codes", Box::new(|t| {
-            let codes = data(t);
-            let length = t["sections"][codes]["length"].as_u64().unwrap();
-            t["sections"][codes]["length"] = json!(length - 64);
-        })),
-        ("a norm of another size", Box::new(|t| {
-            let p = up(t, "permutation");
-            let norms = t["vectors"].as_object_mut().unwrap();
-            norms.values_mut().for_each(|v| *v = json!(p + 100_000));
-        })),
-        ("no head", Box::new(|t| {
-            let weights = t["weights"].as_object_mut().unwrap();
-            weights.shift_remove("lm_head");
-            weights.shift_remove("model.embed_tokens");
-        })),
+        (
+            "the permutation of fewer rows",
+            Box::new(|t| {
+                let p = up(t, "permutation");
+                let length = t["sections"][p]["length"].as_u64().unwrap();
+                t["sections"][p]["length"] = json!(length - 4);
+            }),
+        ),
+        (
+            "groups as the permutation",
+            Box::new(|t| {
+                let groups = up(t, "group_rows");
+                t["weights"][UP]["quantized"]["permutation"] = json!(groups);
+            }),
+        ),
+        (
+            "codes as the permutation",
+            Box::new(|t| {
+                let (p, codes) = (up(t, "permutation"), data(t));
+                t["sections"][p]["offset"] = t["sections"][codes]["offset"].clone();
+            }),
+        ),
+        (
+            "the permutation as groups",
+            Box::new(|t| {
+                let p = up(t, "permutation");
+                t["weights"][UP]["quantized"]["group_rows"] = json!(p);
+            }),
+        ),
+        (
+            "codes off a line",
+            Box::new(|t| {
+                let codes = data(t);
+                let offset = t["sections"][codes]["offset"].as_u64().unwrap();
+                t["sections"][codes]["offset"] = json!(offset + 4);
+            }),
+        ),
+        (
+            "codes behind the end",
+            Box::new(|t| {
+                let codes = data(t);
+                t["sections"][codes]["offset"] = json!(u64::MAX - 63);
+            }),
+        ),
+        (
+            "codes in the head",
+            Box::new(|t| {
+                let codes = data(t);
+                t["sections"][codes]["offset"] = json!(0);
+            }),
+        ),
+        (
+            "fewer codes",
+            Box::new(|t| {
+                let codes = data(t);
+                let length = t["sections"][codes]["length"].as_u64().unwrap();
+                t["sections"][codes]["length"] = json!(length - 64);
+            }),
+        ),
+        (
+            "a norm of another size",
+            Box::new(|t| {
+                let p = up(t, "permutation");
+                let norms = t["vectors"].as_object_mut().unwrap();
+                norms.values_mut().for_each(|v| *v = json!(p + 100_000));
+            }),
+        ),
+        (
+            "no head",
+            Box::new(|t| {
+                let weights = t["weights"].as_object_mut().unwrap();
+                weights.shift_remove("lm_head");
+                weights.shift_remove("model.embed_tokens");
+            }),
+        ),
     ];
     for (what, change) in changes {
         refused(&place, &expected, what, |bytes| edit(bytes, &change));
