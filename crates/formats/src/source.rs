@@ -85,7 +85,10 @@ impl Source {
 
     /// The size and the times of change of a file, in words; `None` if it is not a file of the system. A file that was
     /// written to, or put in the place of another, has other words.
-    pub(crate) fn stamp(&self) -> Result<Option<String>, FormatError> {
+    ///
+    /// # Errors
+    /// [`FormatError::Io`].
+    pub fn stamp(&self) -> Result<Option<String>, FormatError> {
         let Bytes::File(file) = &self.bytes else { return Ok(None) };
         let meta = file.metadata().map_err(|e| FormatError::io(&self.name, e))?;
         Ok(Some(format!("{} bytes, {}", meta.len(), times(&meta))))

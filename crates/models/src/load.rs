@@ -121,7 +121,7 @@ impl Model {
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Model, ModelError> {
         let mut place = Place::find(checkpoint, options.quantize_head, dir, backend.pool())?;
-        if let Some(parts) = place.read() {
+        if let Some(parts) = place.read(backend.pool()) {
             match Self::assemble(checkpoint, Arc::clone(&backend), options, Some(parts), None, progress) {
                 Ok((model, _)) => {
                     place.remember();

@@ -169,7 +169,8 @@ fn other_times_are_looked_into_and_other_contents_are_packed_again() {
 }
 
 /// Damages a cache in one way: the next load says so, makes it again, and gives the right bits.
-fn refused(place: &Place, expected: &[u32], what: &str, damage: impl FnOnce(&mut Vec<u8>)) {
+/// Returns what was said.
+fn refused(place: &Place, expected: &[u32], what: &str, damage: impl FnOnce(&mut Vec<u8>)) -> String {
     let path = &place.files(".packed")[0];
     let whole = fs::read(path).unwrap();
     let mut bytes = whole.clone();
@@ -184,6 +185,7 @@ fn refused(place: &Place, expected: &[u32], what: &str, damage: impl FnOnce(&mut
     assert!(usage.made && usage.notes.len() == 1 && usage.notes[0].contains(&name), "{what}: {usage:?}");
     assert!(bits(&model) == expected, "{what}");
     assert_eq!(fs::read(path).unwrap(), whole, "{what}");
+    usage.notes[0].clone()
 }
 
 #[test]
@@ -193,6 +195,9 @@ fn damage_is_named_and_made_good() {
     let length = fs::metadata(&place.files(".packed")[0]).unwrap().len() as usize;
     for at in (0..72).chain([length - 1, length - 100, length - 2000]) {
         refused(&place, &expected, &format!("byte {at}"), |bytes| bytes[at] ^= 0x10);
+    }
+    for at in [4096, length / 2] {
+        refused(&place, &expected, &format!("byte {at} of the weights"), |bytes| bytes[at] ^= 1);
     }
     for left in [0, 1, 71, 72, 4096, length / 2, length - 1] {
         refused(&place, &expected, &format!("{left} bytes"), |bytes| bytes.truncate(left));
@@ -326,8 +331,29 @@ fn hostile_tables_are_refused() {
         ),
     ];
     for (what, change) in changes {
-        refused(&place, &expected, what, |bytes| edit(bytes, &change));
+        let said = refused(&place, &expected, what, |bytes| edit(bytes, &change));
+        // it is not the hash of the weights that saves us
+        assert!(!said.contains("others than were packed"), "{what}: {said}");
     }
+}
+
+#[test]
+fn a_cache_that_was_touched_is_hashed_once() {
+    let place = Place::new("tiny:w4g32");
+    let expected = bits(&place.load());
+    let (path, record) = (place.files(".packed").remove(0), place.files(".json").remove(0));
+    let before = fs::read(&record).unwrap();
+    // the same bytes in another file
+    let whole = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, whole).unwrap();
+    let model = place.load();
+    assert!(!made(&model) && bits(&model) == expected && model.cache().unwrap().notes.is_empty());
+    let after = fs::read(&record).unwrap();
+    assert!(after != before && !made(&place.load()) && fs::read(&record).unwrap() == after);
+    // without a record all is hashed, and found whole
+    fs::remove_file(&record).unwrap();
+    assert!(!made(&place.load()) && fs::read(&record).unwrap() == after);
 }
 
 #[test]

@@ -44,6 +44,31 @@ fn hex(hash: &[u8]) -> String {
     hash.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// What a section of a file hashes to. It is read in pieces: through a map, all of it would count as memory of ours.
+fn hash(path: &Path, section: &Section) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(section.offset))?;
+    let (mut hash, mut left, mut piece) = (Sha256::new(), section.length, vec![0; 1 << 20]);
+    while left > 0 {
+        let piece = &mut piece[..left.min(1 << 20) as usize];
+        file.read_exact(piece)?;
+        hash.update(&*piece);
+        left -= piece.len() as u64;
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// Whether every section of a file hashes to what it should.
+pub(super) fn are_whole(path: &Path, sections: &[Section], pool: &Pool) -> bool {
+    let whole = AtomicBool::new(true);
+    pool.run(sections.len(), &|i| {
+        if hash(path, &sections[i]).ok().as_ref() != Some(&sections[i].sha256) {
+            whole.store(false, Ordering::Relaxed);
+        }
+    });
+    whole.into_inner()
+}
+
 /// A file that is put in its place when it is whole, and removed otherwise.
 pub(super) struct Draft {
     file: File,
@@ -75,20 +100,6 @@ impl Draft {
         self.file.write_all(bytes)?;
         self.at += bytes.len() as u64;
         Ok(())
-    }
-
-    /// What a section hashes to. It is read in pieces: through a map, all of it would count as memory of ours.
-    fn hash(&self, section: &Section) -> io::Result<String> {
-        let mut file = File::open(&self.draft)?;
-        file.seek(SeekFrom::Start(section.offset))?;
-        let (mut hash, mut left, mut piece) = (Sha256::new(), section.length, vec![0; 1 << 20]);
-        while left > 0 {
-            let piece = &mut piece[..left.min(1 << 20) as usize];
-            file.read_exact(piece)?;
-            hash.update(&*piece);
-            left -= piece.len() as u64;
-        }
-        Ok(hex(&hash.finalize()))
     }
 
     /// Puts the file in its place, on disk.
@@ -136,13 +147,7 @@ impl Writer {
         self.0.file.seek(SeekFrom::Start(0))?;
         self.0.file.write_all(&head)?;
         Reader::of(&self.0.file).map_err(io::Error::other)?;
-        let whole = AtomicBool::new(true);
-        pool.run(sections.len(), &|i| {
-            if self.0.hash(&sections[i]).ok().as_ref() != Some(&sections[i].sha256) {
-                whole.store(false, Ordering::Relaxed);
-            }
-        });
-        if !whole.into_inner() {
+        if !are_whole(&self.0.draft, sections, pool) {
             return Err(io::Error::other("what was written is not what is read back; the disk may be full or damaged"));
         }
         self.0.keep()

@@ -11,11 +11,12 @@ pub(crate) use parts::{Parts, Recorder};
 
 use crate::ModelError;
 use crate::head::HeadRounding;
-use billfish_formats::Checkpoint;
+use billfish_formats::{Checkpoint, Source};
 use billfish_kernels::Pool;
 use file::{Draft, sha256};
 use parts::Identity;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -32,20 +33,23 @@ pub struct CacheUse {
     pub notes: Vec<String>,
 }
 
-/// What a folder's files hashed to.
-#[derive(Serialize, Deserialize)]
+/// What a folder's files hashed to, and which caches of it are known to be whole.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
     stamps: Vec<String>,
     files_sha256: String,
+    /// Size and times of caches, by their names, when they were written or last hashed.
+    packed: BTreeMap<String, String>,
 }
 
 /// Where the packed cache of a folder is.
 pub(crate) struct Place {
     pub usage: CacheUse,
     identity: Identity,
-    record: PathBuf,
-    stamps: Vec<String>,
+    /// What the record is to say.
+    record: Record,
+    record_path: PathBuf,
 }
 
 /// An error about a packed cache, or the folder of them.
@@ -68,14 +72,15 @@ impl Place {
         let outline_sha256 = checkpoint.outline_sha256();
         let folder = std::fs::canonicalize(folder).map_err(|e| wrong(folder, e))?;
         let seen = sha256(format!("{}\n{outline_sha256}", folder.display()).as_bytes());
-        let record = dir.join(format!("{}-{}.json", checkpoint.name(), &seen[..16]));
+        let record_path = dir.join(format!("{}-{}.json", checkpoint.name(), &seen[..16]));
         // whatever is wrong with a record, the files say what it should say
-        let known = std::fs::read(&record).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+        let known = std::fs::read(&record_path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
         let mut notes = vec![];
         let files_sha256 = match &known {
             Some(known) if known.stamps == stamps => known.files_sha256.clone(),
             _ => checkpoint.files_sha256(&|count, body| pool.run(count, body))?,
         };
+        let packed = known.as_ref().map(|known| known.packed.clone()).unwrap_or_default();
         if let Some(known) = known.filter(|known| known.files_sha256 != files_sha256) {
             let before = known.files_sha256.get(..16).unwrap_or_default().to_string();
             notes.push(format!("the weights of {} are others than when they were packed (their hash was {before}…)", folder.display()));
@@ -84,12 +89,21 @@ impl Place {
         let identity = Identity { version, outline_sha256, files_sha256: files_sha256.clone(), quantize_head };
         let key = sha256(format!("{identity:?} {}", billfish_kernels::LAYOUT).as_bytes());
         let path = dir.join(format!("{}-{}.packed", checkpoint.name(), &key[..16]));
-        Ok(Self { usage: CacheUse { path, made: false, files_sha256, notes }, identity, record, stamps })
+        let record = Record { stamps, files_sha256: files_sha256.clone(), packed };
+        Ok(Self { usage: CacheUse { path, made: false, files_sha256, notes }, identity, record, record_path })
     }
 
-    /// The parts of the model, if the file is there and whole. One that is wrong gets a note.
-    pub fn read(&mut self) -> Option<Parts> {
-        match Parts::read(&self.usage.path, &self.identity) {
+    /// Name of the cache, and its size and times.
+    fn stamp(&self) -> Option<(String, String)> {
+        let name = self.usage.path.file_name()?.to_string_lossy().into_owned();
+        Some((name, Source::open(&self.usage.path).ok()?.stamp().ok()??))
+    }
+
+    /// The parts of the model, if the file is there and whole: one that was touched since it was written is hashed. One that
+    /// is wrong gets a note.
+    pub fn read(&mut self, pool: &Pool) -> Option<Parts> {
+        let trusted = self.stamp().is_some_and(|(name, stamp)| self.record.packed.get(&name) == Some(&stamp));
+        match Parts::read(&self.usage.path, &self.identity, (!trusted).then_some(pool)) {
             Ok(parts) => parts,
             Err(reason) => {
                 self.refuse(&reason);
@@ -115,7 +129,7 @@ impl Place {
 
     /// Puts a file in its place that the model was written to while it was loaded.
     pub fn keep(&mut self, recorder: Recorder, head: Option<HeadRounding>, checkpoint: &Checkpoint, pool: &Pool) -> Result<(), ModelError> {
-        if checkpoint.stamps()?.as_ref() != Some(&self.stamps) {
+        if checkpoint.stamps()?.as_ref() != Some(&self.record.stamps) {
             return Err(wrong(&self.usage.path, format!("{} was written to while it was read; load it again", checkpoint.name())));
         }
         recorder.finish(head, checkpoint, pool).map_err(|e| self.cannot_write(e))?;
@@ -123,22 +137,23 @@ impl Place {
         Ok(())
     }
 
-    /// Remembers what the files hash to, unless that is known. Where it cannot, the next start hashes them again.
+    /// Remembers what the files hash to and that the cache is whole, unless that is known. Where it cannot, the next start
+    /// hashes them again.
     pub fn remember(&mut self) {
-        let record = Record { stamps: self.stamps.clone(), files_sha256: self.identity.files_sha256.clone() };
+        self.record.packed.extend(self.stamp());
         let write = || -> io::Result<()> {
-            let bytes = serde_json::to_vec_pretty(&record)?;
-            if std::fs::read(&self.record).is_ok_and(|old| old == bytes) {
+            let bytes = serde_json::to_vec_pretty(&self.record)?;
+            if std::fs::read(&self.record_path).is_ok_and(|old| old == bytes) {
                 return Ok(());
             }
-            let mut draft = Draft::new(&self.record)?;
+            let mut draft = Draft::new(&self.record_path)?;
             draft.write(&bytes)?;
             draft.keep()
         };
         if let Err(e) = write() {
             self.usage
                 .notes
-                .push(format!("{} cannot be written, so that the next start hashes all files again: {e}", self.record.display()));
+                .push(format!("{} cannot be written, so that the next start hashes all files again: {e}", self.record_path.display()));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A model in sections: what the table of a packed cache says, and the weights that it makes of them.
 
-use super::file::{Reader, Section, Writer};
+use super::file::{Reader, Section, Writer, are_whole};
 use crate::ModelError;
 use crate::decoder::Vocabulary;
 use crate::head::HeadRounding;
@@ -195,11 +195,11 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// Reads a packed cache that must be of `identity`; `None` if there is none.
+    /// Reads a packed cache that must be of `identity`; `None` if there is none. With `doubts` every byte of it is hashed.
     ///
     /// # Errors
     /// Why it cannot be used.
-    pub(super) fn read(path: &Path, identity: &Identity) -> Result<Option<Self>, String> {
+    pub(super) fn read(path: &Path, identity: &Identity, doubts: Option<&Pool>) -> Result<Option<Self>, String> {
         let Some(file) = Reader::open(path)? else { return Ok(None) };
         let contents: Contents = serde_json::from_slice(file.table()).map_err(|e| format!("its table cannot be read: {e}"))?;
         if contents.identity != *identity {
@@ -228,6 +228,9 @@ impl Parts {
             Ok(Warning { kind, message: w.message, subjects: w.subjects })
         };
         let warnings = contents.warnings.into_iter().map(warning).collect::<Result<_, String>>()?;
+        if doubts.is_some_and(|pool| !are_whole(path, &contents.sections, pool)) {
+            return Err("its bytes are others than were packed".into());
+        }
         Ok(Some(Self { weights, vectors, rows, head, warnings, unread: contents.unread }))
     }
 
