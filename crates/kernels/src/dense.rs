@@ -4,7 +4,7 @@ use crate::KernelError;
 use crate::aligned::AlignedBytes;
 use crate::pack::PANEL;
 use crate::stored::Stored;
-use crate::threads::Pool;
+use crate::threads::{Fill, Pool};
 use billfish_tensor::{DType, DenseTensor};
 
 /// Writes up to 64 rows of `k` elements of `SIZE` bytes as `[k][64]`, some columns at a time so that both sides stay in
@@ -78,7 +78,7 @@ impl PackedDense {
         (in_features, out_features): (usize, usize),
         bias: Option<Vec<f32>>,
         pool: Option<&Pool>,
-        read: &(dyn Fn(usize, &mut [u8]) -> Result<(), E> + Sync),
+        read: &Fill<'_, E>,
     ) -> Result<Self, E> {
         let (k, n, size) = (in_features, out_features, dtype.size());
         let mut data = AlignedBytes::zeroed(Self::size(dtype, k, n, bias.as_deref())?);

@@ -47,4 +47,4 @@ pub use kv::{KvLayer, KvType};
 pub use pack::{Description, LAYOUT, PackedMatrix, kernel_name};
 pub use stored::{Mapping, Stored};
 pub use table::Table;
-pub use threads::Pool;
+pub use threads::{Fill, Pool};

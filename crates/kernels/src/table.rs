@@ -2,6 +2,7 @@
 
 use crate::aligned::AlignedBytes;
 use crate::stored::Stored;
+use crate::threads::Fill;
 use crate::{KernelError, Pool};
 use billfish_tensor::DType;
 
@@ -25,7 +26,7 @@ impl Table {
         dtype: DType,
         [rows, width]: [usize; 2],
         pool: &Pool,
-        read: &(dyn Fn(usize, &mut [u8]) -> Result<(), E> + Sync),
+        read: &Fill<'_, E>,
     ) -> Result<Self, E> {
         let mut data = AlignedBytes::zeroed(Self::size(dtype, rows, width)?);
         let row = width * dtype.size();

@@ -32,6 +32,9 @@ fn generation_of(state: u64) -> u64 {
     state >> (2 * BITS)
 }
 
+/// Fills a piece of bytes, given which it is; it can fail.
+pub type Fill<'a, E> = dyn Fn(usize, &mut [u8]) -> Result<(), E> + Sync + 'a;
+
 struct Job<'a> {
     body: &'a (dyn Fn(usize) + Sync),
 }
@@ -163,12 +166,7 @@ impl Pool {
     ///
     /// # Panics
     /// As [`Pool::chunks_mut`].
-    pub fn try_chunks_mut<E: Send>(
-        &self,
-        bytes: &mut [u8],
-        size: usize,
-        body: &(dyn Fn(usize, &mut [u8]) -> Result<(), E> + Sync),
-    ) -> Result<(), E> {
+    pub fn try_chunks_mut<E: Send>(&self, bytes: &mut [u8], size: usize, body: &Fill<'_, E>) -> Result<(), E> {
         let failed = Mutex::new(None);
         self.chunks_mut(bytes, size, &|i, piece| {
             if let Err(e) = body(i, piece) {

@@ -6,8 +6,8 @@ use billfish_kernels::{Activations, Backend, Isa};
 use billfish_models::{LoadOptions, Logits, Model, Scratch};
 use billfish_quantize::synth;
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 
 /// The system's allocator, watched.
 struct Watched;
@@ -81,6 +81,10 @@ fn a_decode_step_allocates_nothing_but_kv_pages() {
     let (_dir, checkpoint) = folder("tiny:w4g32");
     for activations in Activations::ALL {
         let model = load(&checkpoint, activations);
+        // a thread allocates when it begins, which on a busy machine may be long after it was asked for
+        let pool = model.backend().pool();
+        let all = Barrier::new(pool.threads());
+        pool.run(pool.threads(), &|_| _ = all.wait());
         let mut cache = model.new_cache(200);
         let mut scratch = Scratch::default();
         // past the first page, so that the buffers have the size of two

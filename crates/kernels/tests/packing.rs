@@ -104,7 +104,8 @@ fn what_is_restored_is_checked() {
     };
     let same = restore(&|_| ()).unwrap();
     assert!(same.data() == whole.data() && same.description() == whole.description());
-    let wrong: [(&str, &dyn Fn(&mut Description)); 15] = [
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut Description));
+    let wrong: [Change<'_>; 15] = [
         ("no K", &|d| d.in_features = 0),
         ("another K", &|d| d.in_features = 65),
         ("a huge K", &|d| d.in_features = u32::MAX as usize),

@@ -58,20 +58,26 @@ struct Budget {
     returned: Condvar,
 }
 
+/// Bytes that were taken; they go back when it is dropped, also by a panic, so that nobody waits for ever.
+struct Taken<'a>(&'a Budget, u64);
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.left) += self.1;
+        self.0.returned.notify_all();
+    }
+}
+
 impl Budget {
-    /// Runs `body` while it holds so many bytes, all there are at most.
-    fn with<T>(&self, bytes: u64, body: impl FnOnce() -> T) -> T {
+    /// Takes so many bytes, all there are at most.
+    fn take(&self, bytes: u64) -> Taken<'_> {
         let bytes = bytes.min(IN_FLIGHT);
         let mut left = lock(&self.left);
         while *left < bytes {
             left = self.returned.wait(left).unwrap_or_else(PoisonError::into_inner);
         }
         *left -= bytes;
-        drop(left);
-        let result = body();
-        *lock(&self.left) += bytes;
-        self.returned.notify_all();
-        result
+        Taken(self, bytes)
     }
 }
 
@@ -83,9 +89,13 @@ pub(crate) fn pack(checkpoint: &Checkpoint, l: &Linear, pool: Option<&Pool>) -> 
         LinearRows::Quantized(m) => {
             let packed = match pool {
                 Some(pool) => PackedMatrix::packed_by(&m, pool),
-                None => PackedMatrix::new(&m),
+                None => {
+                    let packed = PackedMatrix::new(&m);
+                    // one of many of its size
+                    checkpoint.recycle(m);
+                    packed
+                }
             };
-            checkpoint.recycle(m);
             packed.map(Weight::Quantized).map_err(wrong)
         }
         LinearRows::Dense { weight, bias } => {
@@ -140,7 +150,9 @@ pub(crate) fn pack_all(
         if i > wrong.load(Ordering::Relaxed) {
             return;
         }
-        let result = budget.with(account.bytes(&l.name), || pack(checkpoint, l, None));
+        let taken = budget.take(account.bytes(&l.name));
+        let result = pack(checkpoint, l, None);
+        drop(taken);
         match result {
             Ok(_) => account.add(&l.name),
             Err(_) => _ = wrong.fetch_min(i, Ordering::Relaxed),
@@ -151,4 +163,33 @@ pub(crate) fn pack_all(
     let results = packed.into_iter().map(|p| p.into_inner().unwrap_or_else(PoisonError::into_inner));
     // only modules behind a wrong one have no result
     linears.iter().zip(results).filter_map(|(l, result)| Some(result?.map(|weight| (l.name.clone(), weight)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    #[test]
+    fn no_more_bytes_are_taken_than_there_are() {
+        let budget = Budget { left: Mutex::new(IN_FLIGHT), returned: Condvar::new() };
+        let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
+        // the last is larger than all there is, and has it alone
+        let sizes = [IN_FLIGHT / 2, IN_FLIGHT / 3, IN_FLIGHT / 4, 1, 2 * IN_FLIGHT];
+        std::thread::scope(|s| {
+            for i in 0..40 {
+                let (budget, now, most, bytes) = (&budget, &now, &most, sizes[i % sizes.len()]);
+                s.spawn(move || {
+                    let taken = budget.take(bytes);
+                    let sum = now.fetch_add(bytes.min(IN_FLIGHT), Ordering::SeqCst) + bytes.min(IN_FLIGHT);
+                    most.fetch_max(sum, Ordering::SeqCst);
+                    std::thread::yield_now();
+                    now.fetch_sub(bytes.min(IN_FLIGHT), Ordering::SeqCst);
+                    drop(taken);
+                });
+            }
+        });
+        assert_eq!(most.into_inner(), IN_FLIGHT);
+        assert_eq!(*lock(&budget.left), IN_FLIGHT);
+    }
 }
