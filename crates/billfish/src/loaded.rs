@@ -6,7 +6,7 @@ use billfish_formats::Checkpoint;
 use billfish_kernels::{Activations, Backend, Isa, KernelError, KvType};
 use billfish_models::{LoadOptions, Model, Progress};
 use billfish_text::{Tokenizer, TokenizerFiles};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ pub struct OpenOptions {
     pub kv_type: Option<KvType>,
     /// Round a float output head to 8 bits while it is loaded.
     pub quantize_head: bool,
+    /// Folder of packed caches: the packed weights are mapped from there, or kept there for the next time.
+    pub cache: Option<PathBuf>,
 }
 
 /// How to continue a prompt.
@@ -96,13 +98,20 @@ impl LoadedModel {
     ///
     /// # Errors
     /// [`Error`] naming the file, tensor or key that is wrong.
-    pub fn from_checkpoint(checkpoint: &Checkpoint, options: &OpenOptions, progress: &mut dyn FnMut(Progress)) -> Result<Self, Error> {
+    pub fn from_checkpoint(
+        checkpoint: &Checkpoint,
+        options: &OpenOptions,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Self, Error> {
         let begin = Instant::now();
         let backend = Arc::new(options.backend()?);
         // the tokenizer first: it is small, and a folder without one fails before the weights are read
         let tokenizer = read_tokenizer(checkpoint)?;
         let load = options.load_options();
-        let model = Model::load(checkpoint, backend, load, progress)?;
+        let model = match &options.cache {
+            Some(dir) => Model::load_cached(checkpoint, backend, load, dir, progress)?,
+            None => Model::load(checkpoint, backend, load, progress)?,
+        };
         let (tokens, rows) = (tokenizer.vocab_size(), model.config().vocab_size);
         if tokens > rows {
             return Err(Error::File {
@@ -114,6 +123,7 @@ impl LoadedModel {
         }
         let mut warnings: Vec<String> = checkpoint.warnings().iter().map(ToString::to_string).collect();
         warnings.extend(unused_warning(&checkpoint.unread()));
+        warnings.extend(model.cache().into_iter().flat_map(|c| c.notes.iter().cloned()));
         let (sampling, ignored) = generation::sampling(checkpoint)?;
         warnings.extend(ignored);
         Ok(Self { model, tokenizer, name: checkpoint.name().into(), warnings, load_time: begin.elapsed(), sampling })
@@ -132,6 +142,11 @@ impl LoadedModel {
             text += &format!(", head rounded to {} bits ({before:.1} MB became {after:.1}, {error:.2} % off)", r.bits);
         }
         text
+    }
+
+    /// Which packed cache was used, such as `packed cache: PATH (hit)`, if one was asked for.
+    pub fn cache_line(&self) -> Option<String> {
+        self.model.cache().map(|c| format!("packed cache: {} ({})", c.path.display(), if c.made { "made" } else { "hit" }))
     }
 
     /// Options as the model's `generation_config.json` says, 256 tokens at most.

@@ -1,8 +1,9 @@
 //! A model folder: its configs, its tensors, and the account of what was read.
 
 use crate::dialect::{self, Ballot};
-use crate::module::Module;
+use crate::rows::LinearRows;
 use crate::source::Maker;
+use crate::spare::Spare;
 use crate::store::{Content, Store};
 use crate::warning::{Warning, Warnings};
 use crate::{
@@ -13,7 +14,7 @@ use billfish_tensor::{DType, DenseTensor, QuantMatrix};
 use bytemuck::{AnyBitPattern, NoUninit};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,6 +62,8 @@ pub struct Checkpoint {
     /// What the modules of each width show of their zero points, once asked.
     ballots: [OnceLock<Ballot>; 9],
     pub(crate) warnings: Warnings,
+    /// Room for codes.
+    pub(crate) spare: Spare,
 }
 
 #[derive(Debug)]
@@ -157,6 +160,7 @@ impl Checkpoint {
             agreement,
             ballots: Default::default(),
             warnings,
+            spare: Spare::default(),
         })
     }
 
@@ -179,6 +183,16 @@ impl Checkpoint {
     /// What the modules of a width (2 to 8) show of their zero points. It does not depend on who asks first.
     pub(crate) fn ballot(&self, bits: u32) -> &Ballot {
         self.ballots[bits as usize].get_or_init(|| dialect::ballot(self, bits))
+    }
+
+    /// How the caller wants zero points read.
+    pub(crate) fn forced_zeros(&self) -> Option<ZeroLabel> {
+        self.quantization.as_ref().and_then(|q| q.forced_zeros)
+    }
+
+    /// Every tensor with the number of its file.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&str, usize, &TensorInfo)> {
+        self.tensors.iter().map(|(name, e)| (name.as_str(), e.shard, &e.info))
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -316,6 +330,14 @@ impl Checkpoint {
         })
     }
 
+    /// Takes over what an earlier read of the same folder found: what was odd, and which tensors nobody read.
+    pub fn read_before(&self, warnings: Vec<Warning>, unread: &[String]) {
+        warnings.into_iter().for_each(|w| self.warnings.again(w));
+        let unread: BTreeSet<&str> = unread.iter().map(String::as_str).collect();
+        let read = self.tensors.iter().filter(|(name, _)| !unread.contains(name.as_str()));
+        read.for_each(|(_, entry)| entry.read.store(true, Ordering::Relaxed));
+    }
+
     /// Whether two tensors have the same type, shape and bytes, compared some MiB at a time; `None` if one is missing.
     ///
     /// # Errors
@@ -344,17 +366,23 @@ impl Checkpoint {
     /// # Errors
     /// [`FormatError::Tensor`] when it is missing, not F32, F16 or BF16, or of another shape; [`FormatError::Io`].
     pub fn dense(&self, name: &str, shape: &[usize]) -> Result<DenseTensor, FormatError> {
+        let tensor = self.need_dense(name, shape)?;
+        let mut bytes = vec![0; tensor.info.bytes];
+        tensor.read_bytes(&mut bytes)?;
+        tensor.mark_read();
+        DenseTensor::new(tensor.info.dtype, shape.to_vec(), bytes)
+            .map_err(|e| tensor.wrong("a dense tensor", e.to_string(), crate::error::DAMAGED))
+    }
+
+    /// A dense tensor of exactly this shape.
+    pub(crate) fn need_dense(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, FormatError> {
         let tensor = self.need(name)?;
         tensor.check_dtype(&[DType::F32, DType::F16, DType::BF16])?;
         if tensor.info.shape != shape {
             let remedy = "check config.json against the tensors: they are of different models, or the architecture is not this one";
             return Err(tensor.wrong(format!("shape {shape:?}"), format!("shape {:?}", tensor.info.shape), remedy));
         }
-        let mut bytes = vec![0; tensor.info.bytes];
-        tensor.read_bytes(&mut bytes)?;
-        tensor.mark_read();
-        DenseTensor::new(tensor.info.dtype, shape.to_vec(), bytes)
-            .map_err(|e| tensor.wrong("a dense tensor", e.to_string(), crate::error::DAMAGED))
+        Ok(tensor)
     }
 
     /// Whether a linear module is quantized: its tensors decide, and a quantization config that says otherwise is a warning.
@@ -391,12 +419,10 @@ impl Checkpoint {
     /// [`FormatError::Tensor`] naming the tensor that is missing, has another type or shape, or holds illegal values;
     /// [`FormatError::Io`].
     pub fn linear(&self, module: &str, k: usize, n: usize, bias: BiasRule) -> Result<LinearWeight, FormatError> {
-        let quantized = self.is_quantized(module)?;
-        let bias = self.bias(module, n, bias)?;
-        if quantized {
-            return Ok(LinearWeight::Quantized(Module::find(self, module, Some((k, n)))?.read(bias)?));
-        }
-        Ok(LinearWeight::Dense { weight: self.dense(&format!("{module}.weight"), &[n, k])?, bias })
+        Ok(match self.linear_rows(module, k, n, bias)? {
+            LinearRows::Quantized(m) => LinearWeight::Quantized(m),
+            LinearRows::Dense { weight, bias } => LinearWeight::Dense { weight: weight.all()?, bias },
+        })
     }
 
     /// What a quantized module is, without reading its codes.
@@ -408,7 +434,7 @@ impl Checkpoint {
         report::describe(self, module)
     }
 
-    fn bias(&self, module: &str, n: usize, rule: BiasRule) -> Result<Option<Vec<f32>>, FormatError> {
+    pub(crate) fn bias(&self, module: &str, n: usize, rule: BiasRule) -> Result<Option<Vec<f32>>, FormatError> {
         let name = format!("{module}.bias");
         let Some(tensor) = self.find(&name) else {
             return match rule {

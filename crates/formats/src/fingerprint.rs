@@ -1,6 +1,6 @@
 //! One hash for the files that hold a folder's weights.
 
-use crate::{Checkpoint, FormatError, Workers};
+use crate::{Checkpoint, FormatError, Source, Workers};
 use sha2::{Digest, Sha256};
 use std::sync::Mutex;
 
@@ -30,8 +30,46 @@ impl Checkpoint {
         for hash in hashes {
             all.update(hash.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)?);
         }
-        Ok(all.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        Ok(hex(all))
     }
+
+    /// SHA-256, in hexadecimal, of what is known without reading a tensor: config.json, every quantization config, name,
+    /// type, shape and place of every tensor, and how the caller wants zero points read. Two folders that agree in it and
+    /// in [`Checkpoint::files_sha256`] are read alike.
+    pub fn outline_sha256(&self) -> String {
+        let mut all = Sha256::new();
+        // each part behind its length, so that no two outlines run together to the same bytes
+        let mut part = |text: &str| {
+            all.update((text.len() as u64).to_le_bytes());
+            all.update(text);
+        };
+        part(&serde_json::Value::Object(self.config().clone()).to_string());
+        part(&format!("{:?}", self.forced_zeros()));
+        for raw in self.quantization_files() {
+            part(&format!("{} {} {}", raw.file, raw.prefix, serde_json::Value::Object(raw.map.clone())));
+        }
+        for source in self.sources() {
+            part(&format!("{} bytes", source.len()));
+        }
+        for (name, file, info) in self.places() {
+            part(name);
+            part(&format!("{file} {} {:?} {}", info.dtype, info.shape, info.offset));
+        }
+        hex(all)
+    }
+
+    /// Size and times of change of each safetensors file, in words: as long as they are the same, so are the contents. `None`
+    /// if the files are not on disk.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`].
+    pub fn stamps(&self) -> Result<Option<Vec<String>>, FormatError> {
+        self.sources().iter().map(Source::stamp).collect()
+    }
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -51,6 +89,24 @@ mod tests {
     #[test]
     fn a_small_file_by_other_programs() {
         assert_eq!(of(vec![1, 2, 3, 4]), "52957d4a856cb32d8c76c36e0237587a33bd2f518e2321c6b37b72677547d8d3");
+    }
+
+    fn outline(config: &str, name: &str, shape: &str) -> String {
+        let header = format!(r#"{{"{name}":{{"dtype":"U8","shape":{shape},"data_offsets":[0,4]}}}}"#);
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 4]].concat();
+        let files = vec![("config.json".into(), Cow::Owned(config.as_bytes().to_vec())), ("model.safetensors".into(), Cow::Owned(file))];
+        Checkpoint::from_files("m", files).unwrap().outline_sha256()
+    }
+
+    #[test]
+    fn an_outline_is_config_and_tensors() {
+        let plain = outline("{}", "w", "[4]");
+        assert_eq!(plain, outline("{ }", "w", "[4]"));
+        let gptq = r#"{"quantization_config":{"quant_method":"gptq","bits":4,"group_size":32,"sym":true}}"#;
+        for other in [outline(r#"{"a":1}"#, "w", "[4]"), outline("{}", "v", "[4]"), outline("{}", "w", "[2,2]"), outline(gptq, "w", "[4]")]
+        {
+            assert_ne!(plain, other);
+        }
     }
 
     #[test]

@@ -174,7 +174,11 @@ fn sample(module: &Module<'_>, width: u32, runs: usize) -> Result<Sample, Format
     for run in (0..k / 32).step_by((k / 32).div_ceil(runs).max(1)) {
         module.codes.read_range(run * bytes.len(), &mut bytes)?;
         let mut run_words = vec![0; bits as usize * n];
-        strips::joined(&bytes, 0, n, width as usize / 8, &mut run_words);
+        if width == 32 {
+            run_words.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(w, b)| *w = u32::from_le_bytes(*b));
+        } else {
+            strips::joined(&bytes, 0, n, width as usize / 8, &mut run_words);
+        }
         words(run_words, module.packing()).unpack_rows(bits, n, 0, 0..n, &mut codes);
         for (i, row) in codes.chunks_exact(n).enumerate() {
             let group = match &module.groups {
@@ -191,7 +195,7 @@ fn sample(module: &Module<'_>, width: u32, runs: usize) -> Result<Sample, Format
 pub(crate) fn codes(module: &Module<'_>, width: u32) -> Result<Codes, FormatError> {
     let packing = module.packing();
     if width == 32 {
-        return Ok(words(module.codes.read_u32()?, packing));
+        return Ok(words(module.codes.read_codes(&module.checkpoint.spare)?, packing));
     }
     let n = module.n;
     let mut out = vec![0; packing.words(module.scheme.bits, module.k) * n];

@@ -83,6 +83,17 @@ impl Source {
         self.len == 0
     }
 
+    /// The size and the times of change of a file, in words; `None` if it is not a file of the system. A file that was
+    /// written to, or put in the place of another, has other words.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`].
+    pub fn stamp(&self) -> Result<Option<String>, FormatError> {
+        let Bytes::File(file) = &self.bytes else { return Ok(None) };
+        let meta = file.metadata().map_err(|e| FormatError::io(&self.name, e))?;
+        Ok(Some(format!("{} bytes, {}", meta.len(), times(&meta))))
+    }
+
     /// Fills `out` with the bytes from `offset` on.
     ///
     /// # Errors
@@ -123,6 +134,19 @@ impl Source {
     }
 }
 
+/// When a file was written to, and when anything about it changed: no program sets the second.
+#[cfg(unix)]
+fn times(meta: &std::fs::Metadata) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let (written, changed) = ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()));
+    format!("written {}.{:09}, changed {}.{:09}, inode {}", written.0, written.1, changed.0, changed.1, meta.ino())
+}
+
+#[cfg(not(unix))]
+fn times(meta: &std::fs::Metadata) -> String {
+    format!("written {:?}", meta.modified().ok())
+}
+
 #[cfg(unix)]
 struct PositionalFile(File);
 
@@ -130,6 +154,10 @@ struct PositionalFile(File);
 impl PositionalFile {
     fn new(file: File) -> Self {
         Self(file)
+    }
+
+    fn metadata(&self) -> std::io::Result<std::fs::Metadata> {
+        self.0.metadata()
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
@@ -145,6 +173,10 @@ struct PositionalFile(std::sync::Mutex<File>);
 impl PositionalFile {
     fn new(file: File) -> Self {
         Self(std::sync::Mutex::new(file))
+    }
+
+    fn metadata(&self) -> std::io::Result<std::fs::Metadata> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).metadata()
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {

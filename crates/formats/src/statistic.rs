@@ -63,9 +63,12 @@ impl Sample {
 
     /// Index, number of codes and their sum, of every group and column that `on` takes.
     fn fields(&self, on: impl Fn(usize) -> bool) -> impl Iterator<Item = (usize, f64, f64)> {
-        let rows = |i: usize| self.rows[i / self.columns];
-        let taken = (0..self.sums.len()).filter(move |&i| rows(i) > 0 && on(i));
-        taken.map(move |i| (i, f64::from(rows(i)), f64::from(self.sums[i])))
+        let groups = self.rows.iter().enumerate().filter(|(_, rows)| **rows > 0);
+        let fields = groups.flat_map(move |(g, &rows)| {
+            let sums = self.sums[g * self.columns..][..self.columns].iter();
+            sums.enumerate().map(move |(i, &sum)| (g * self.columns + i, f64::from(rows), f64::from(sum)))
+        });
+        fields.filter(move |(i, ..)| on(*i))
     }
 
     /// Mean code over the groups and columns that `on` takes.

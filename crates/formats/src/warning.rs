@@ -17,6 +17,22 @@ pub enum WarningKind {
     Tensors,
 }
 
+impl WarningKind {
+    /// Every kind and its name.
+    const NAMES: [(WarningKind, &str); 4] =
+        [(WarningKind::Files, "files"), (WarningKind::Config, "config"), (WarningKind::Rules, "rules"), (WarningKind::Tensors, "tensors")];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(kind, _)| *kind == self).expect("every kind is in the table").1
+    }
+
+    /// The kind of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(_, n)| *n == name).map(|(kind, _)| *kind)
+    }
+}
+
 /// One warning, with every module or tensor it is true of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
@@ -52,6 +68,11 @@ impl Warnings {
         self.lock().entry((kind, message.into())).or_default().insert(subject.into());
     }
 
+    /// Adds a whole one.
+    pub(crate) fn again(&self, warning: Warning) {
+        self.lock().entry((warning.kind, warning.message)).or_default().extend(warning.subjects);
+    }
+
     pub(crate) fn list(&self) -> Vec<Warning> {
         let one = |((kind, message), subjects): (&(WarningKind, String), &BTreeSet<String>)| Warning {
             kind: *kind,
@@ -79,5 +100,12 @@ mod tests {
         w.about(WarningKind::Tensors, "odd", "a");
         let text: Vec<String> = w.list().iter().map(ToString::to_string).collect();
         assert_eq!(text, ["unknown key", "odd (2 places, a to b)"]);
+        let again = Warnings::default();
+        again.about(WarningKind::Tensors, "odd", "c");
+        w.list().into_iter().for_each(|warning| again.again(warning));
+        assert_eq!(again.list()[1].subjects, ["a", "b", "c"]);
+        for (kind, name) in WarningKind::NAMES {
+            assert!(kind.name() == name && WarningKind::from_name(name) == Some(kind));
+        }
     }
 }

@@ -4,7 +4,8 @@ use crate::activations::{Activations, Input, Out, QuantizedInput, Tile, grow, ti
 use crate::arch::generic::dense::Element;
 use crate::arch::generic::{DenseArgs, DigitOrder, TileArgs};
 use crate::arch::{self, BAND_TILES, Kernels, band_rows};
-use crate::pack::{PANEL, PackedDense, PackedMatrix};
+use crate::dense::PackedDense;
+use crate::pack::{PANEL, PackedMatrix};
 use crate::threads::Pool;
 use crate::{Isa, KernelError};
 use billfish_tensor::DType;

@@ -20,14 +20,18 @@
 
 use crate::KernelError;
 use crate::aligned::AlignedBytes;
-use billfish_tensor::{ActivationScale, Codes, DType, DenseTensor, QuantMatrix, RowOrder, ScaleValues, Zeros};
-use rayon::prelude::*;
+use crate::stored::Stored;
+use crate::threads::Pool;
+use billfish_tensor::{ActivationScale, Codes, DType, QuantMatrix, RowOrder, ScaleValues, Zeros};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 64;
 /// Most rows of a block: the activations have one scale a block, and 128 products of two bytes stay far inside an `i32`.
 pub(crate) const BLOCK: usize = 128;
+/// Strips of columns that each thread packs: enough to balance.
+const STRIPS: usize = 4;
 
 /// How scales are stored in a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +45,16 @@ impl ScaleKind {
     /// Bytes of one scale.
     pub fn bytes(self) -> usize {
         if self == ScaleKind::F32 { 4 } else { 2 }
+    }
+}
+
+impl ScaleKind {
+    fn dtype(self) -> DType {
+        match self {
+            ScaleKind::F16 => DType::F16,
+            ScaleKind::BF16 => DType::BF16,
+            ScaleKind::F32 => DType::F32,
+        }
     }
 }
 
@@ -124,6 +138,30 @@ fn chunk_shape(panel_bits: u32) -> (usize, usize) {
     }
 }
 
+/// Number of the layout of packed bytes, of both kinds of weights. It changes when a byte of them changes its meaning.
+pub const LAYOUT: u32 = 1;
+
+/// What a [`PackedMatrix`] is besides its bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Description {
+    /// K.
+    pub in_features: usize,
+    /// N.
+    pub out_features: usize,
+    /// Width of a code as the file had it.
+    pub bits: u32,
+    /// Type of the scales.
+    pub scales: DType,
+    /// Bytes of a zero point; 0 if all are the midpoint.
+    pub zero_bytes: usize,
+    /// The order of the rows.
+    pub order: RowOrder,
+    /// The scale that 8-bit activations have.
+    pub activation_scale: ActivationScale,
+    /// `[N]`.
+    pub bias: Option<Vec<f32>>,
+}
+
 /// A quantized weight in kernel layout.
 pub struct PackedMatrix {
     pub(crate) in_features: usize,
@@ -136,17 +174,38 @@ pub struct PackedMatrix {
     pub(crate) activation_scale: ActivationScale,
     pub(crate) blocks: Vec<BlockAt>,
     pub(crate) panel_bytes: usize,
-    data: AlignedBytes,
+    data: Stored,
     pub(crate) bias: Option<Vec<f32>>,
 }
 
 impl PackedMatrix {
-    /// Packs `m`, strips of columns in parallel. Besides the result it needs K bytes for each column of the strips in
-    /// work, never a dequantized or a byte-wide copy of the matrix.
+    /// Packs `m` on this thread. Besides the result it needs K bytes for each column of a panel, never a dequantized or a
+    /// byte-wide copy of the matrix.
     ///
     /// # Errors
     /// [`KernelError::Shape`] if the packed size overflows.
     pub fn new(m: &QuantMatrix) -> Result<Self, KernelError> {
+        let (mut packed, mut data) = Self::empty(m)?;
+        packed.fill(m, 0, data.as_mut_slice());
+        packed.data = Stored::own(data);
+        Ok(packed)
+    }
+
+    /// The same on all threads of `pool`, strips of columns at once.
+    ///
+    /// # Errors
+    /// As [`PackedMatrix::new`].
+    pub fn packed_by(m: &QuantMatrix, pool: &Pool) -> Result<Self, KernelError> {
+        let (mut packed, mut data) = Self::empty(m)?;
+        let panels = packed.out_features.div_ceil(PANEL);
+        let strip = panels.div_ceil(STRIPS * pool.threads());
+        pool.chunks_mut(data.as_mut_slice(), strip * packed.panel_bytes, &|i, panels| packed.fill(m, i * strip, panels));
+        packed.data = Stored::own(data);
+        Ok(packed)
+    }
+
+    /// The matrix without its data, and room for them.
+    fn empty(m: &QuantMatrix) -> Result<(Self, AlignedBytes), KernelError> {
         let (k, n) = (m.in_features(), m.out_features());
         let overflow = || KernelError::Shape { in_features: k, out_features: n, reason: "the packed size does not fit in memory".into() };
         let scale = match m.scales() {
@@ -164,8 +223,7 @@ impl PackedMatrix {
         let (blocks, panel_bytes) = layout(&order, panel_bits, PANEL * (scale.bytes() + zero.bytes()));
         let panels = n.div_ceil(PANEL);
         let total = panels.checked_mul(panel_bytes).filter(|&t| t <= isize::MAX as usize).ok_or_else(overflow)?;
-        let mut data = AlignedBytes::zeroed(total);
-        let mut packed = Self {
+        let packed = Self {
             in_features: k,
             out_features: n,
             bits: m.bits(),
@@ -176,44 +234,57 @@ impl PackedMatrix {
             activation_scale: m.activation_scale(),
             blocks,
             panel_bytes,
-            data: AlignedBytes::zeroed(0),
+            data: Stored::own(AlignedBytes::zeroed(0)),
             bias: m.bias().map(<[f32]>::to_vec),
         };
-        data.as_mut_slice().par_chunks_mut(panel_bytes).enumerate().for_each(|(p, panel)| packed.fill_panel(m, p, panel));
-        packed.data = data;
-        Ok(packed)
+        Ok((packed, AlignedBytes::to_fill(total)))
     }
 
-    /// Writes panel `p`.
-    fn fill_panel(&self, m: &QuantMatrix, p: usize, panel: &mut [u8]) {
-        let (k, n) = (self.in_features, self.out_features);
-        let cols = p * PANEL..n.min((p + 1) * PANEL);
-        let width = cols.len();
-        let words = self.words_in_order(m);
-        // all rows of these columns as bytes: K * 64
-        let mut codes = vec![0u8; if words.is_some() { 0 } else { k * width }];
-        for k0 in (0..if words.is_some() { 0 } else { k }).step_by(32) {
-            let rows = (k - k0).min(32);
-            m.codes().unpack_rows(m.bits(), n, k0, cols.clone(), &mut codes[k0 * width..(k0 + rows) * width]);
-        }
-        let mut head_done = usize::MAX;
-        let mut group = 0;
-        let mut rows_left = 0;
-        for block in &self.blocks {
-            if block.head != head_done {
-                while rows_left == 0 {
-                    rows_left = self.order.group_rows[group] as usize;
-                    group += 1;
+    /// Columns of panel `p`.
+    fn columns(&self, p: usize) -> Range<usize> {
+        p * PANEL..self.out_features.min((p + 1) * PANEL)
+    }
+
+    /// Writes the panels from `first` on. Where words are turned, the panels take turns at each block: so rows of words
+    /// are read along, not down.
+    fn fill(&self, m: &QuantMatrix, first: usize, panels: &mut [u8]) {
+        let groups = self.groups();
+        if let Some(words) = self.words_in_order(m) {
+            for (i, block) in self.blocks.iter().enumerate() {
+                for (p, panel) in panels.chunks_exact_mut(self.panel_bytes).enumerate() {
+                    let cols = self.columns(first + p);
+                    if let Some(group) = groups[i] {
+                        self.fill_head(m, group, cols.clone(), &mut panel[block.head..]);
+                    }
+                    self.turn_words(block, words, cols, &mut panel[block.data..]);
                 }
-                self.fill_head(m, group - 1, cols.clone(), &mut panel[block.head..]);
-                head_done = block.head;
             }
-            rows_left -= block.len;
-            match words {
-                Some(words) => self.turn_words(block, words, cols.clone(), &mut panel[block.data..]),
-                None => self.fill_block(block, &codes, width, &mut panel[block.data..]),
+            return;
+        }
+        // all rows of a panel's columns as bytes: K * 64
+        let mut codes = vec![];
+        for (p, panel) in panels.chunks_exact_mut(self.panel_bytes).enumerate() {
+            let cols = self.columns(first + p);
+            let width = cols.len();
+            codes.resize(self.in_features * width, 0);
+            for (i, rows) in codes.chunks_mut(32 * width).enumerate() {
+                m.codes().unpack_rows(m.bits(), self.out_features, 32 * i, cols.clone(), rows);
+            }
+            for (block, group) in self.blocks.iter().zip(&groups) {
+                if let Some(group) = *group {
+                    self.fill_head(m, group, cols.clone(), &mut panel[block.head..]);
+                }
+                self.fill_block(block, &codes, width, &mut panel[block.data..]);
             }
         }
+    }
+
+    /// The group of each block that is the first of one, and so has its head before it.
+    fn groups(&self) -> Vec<Option<usize>> {
+        let mut groups = self.order.group_rows.iter().enumerate().filter(|(_, rows)| **rows > 0).map(|(g, _)| g);
+        let mut head_done = usize::MAX;
+        let first = |b: &BlockAt| std::mem::replace(&mut head_done, b.head) != b.head;
+        self.blocks.iter().map(first).map(|first| if first { groups.next() } else { None }).collect()
     }
 
     /// The words of the codes, if each holds the rows of one chunk: rows stand as they are, and every block begins and
@@ -227,7 +298,7 @@ impl PackedMatrix {
     }
 
     /// Writes the chunks of a block from words that hold one chunk of a column each.
-    fn turn_words(&self, block: &BlockAt, words: &[u32], cols: std::ops::Range<usize>, data: &mut [u8]) {
+    fn turn_words(&self, block: &BlockAt, words: &[u32], cols: Range<usize>, data: &mut [u8]) {
         match self.panel_bits {
             2 => self.turn_words_with(block, words, cols, data, turn_2),
             4 => self.turn_words_with(block, words, cols, data, turn_4),
@@ -235,7 +306,7 @@ impl PackedMatrix {
         }
     }
 
-    fn turn_words_with(&self, block: &BlockAt, words: &[u32], cols: std::ops::Range<usize>, data: &mut [u8], turn: impl Fn(u32) -> u32) {
+    fn turn_words_with(&self, block: &BlockAt, words: &[u32], cols: Range<usize>, data: &mut [u8], turn: impl Fn(u32) -> u32) {
         let first = block.k / chunk_shape(self.panel_bits).0;
         for (c, chunk) in data.as_chunks_mut::<{ 4 * PANEL }>().0.iter_mut().enumerate().take(block.chunks) {
             let row = &words[(first + c) * self.out_features..][cols.clone()];
@@ -245,15 +316,17 @@ impl PackedMatrix {
         }
     }
 
-    fn fill_head(&self, m: &QuantMatrix, group: usize, cols: std::ops::Range<usize>, head: &mut [u8]) {
-        let mut scales = Vec::with_capacity(PANEL * self.scale.bytes());
-        for (i, col) in cols.enumerate() {
-            m.scales().put_le(group * self.out_features + col, &mut scales);
-            let z = m.zero(group, col).to_le_bytes();
-            let place = PANEL * self.scale.bytes() + i * self.zero.bytes();
-            head[place..place + self.zero.bytes()].copy_from_slice(&z[..self.zero.bytes()]);
+    fn fill_head(&self, m: &QuantMatrix, group: usize, cols: Range<usize>, head: &mut [u8]) {
+        let (width, at) = (cols.len(), group * self.out_features + cols.start);
+        let (scales, zeros) = head.split_at_mut(PANEL * self.scale.bytes());
+        m.scales().copy_le(at..at + width, &mut scales[..width * self.scale.bytes()]);
+        let Zeros::PerGroup(values) = m.zeros() else { return };
+        let values = &values[at..at + width];
+        match self.zero {
+            ZeroKind::Midpoint(_) => {}
+            ZeroKind::U8 => zeros.iter_mut().zip(values).for_each(|(o, &z)| *o = z as u8),
+            ZeroKind::U16 => zeros.as_chunks_mut::<2>().0.iter_mut().zip(values).for_each(|(o, &z)| *o = z.to_le_bytes()),
         }
-        head[..scales.len()].copy_from_slice(&scales);
     }
 
     fn fill_block(&self, block: &BlockAt, codes: &[u8], width: usize, data: &mut [u8]) {
@@ -318,6 +391,77 @@ impl PackedMatrix {
         self.data.as_slice().len()
     }
 
+    /// The packed bytes.
+    pub fn data(&self) -> &[u8] {
+        self.data.as_slice()
+    }
+
+    /// What it is besides its bytes.
+    pub fn description(&self) -> Description {
+        Description {
+            in_features: self.in_features,
+            out_features: self.out_features,
+            bits: self.bits,
+            scales: self.scale.dtype(),
+            zero_bytes: self.zero.bytes(),
+            order: RowOrder::clone(&self.order),
+            activation_scale: self.activation_scale,
+            bias: self.bias.clone(),
+        }
+    }
+
+    /// The matrix that was described so, of bytes that were packed before. All that kernels rely on is checked: sizes, the
+    /// order of rows, and that there are as many bytes as they read.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] naming what does not fit.
+    pub fn restore(description: Description, data: Stored) -> Result<Self, KernelError> {
+        let Description { in_features: k, out_features: n, bits, scales, zero_bytes, order, activation_scale, bias } = description;
+        let wrong = |reason: String| KernelError::Shape { in_features: k, out_features: n, reason };
+        if !(2..=8).contains(&bits) || k == 0 || n == 0 || k > u32::MAX as usize || n > u32::MAX as usize {
+            return Err(wrong(format!("K and N from 1 to 2^32 - 1 and 2 to 8 bits were expected, found {bits} bits")));
+        }
+        let scale = match scales {
+            DType::F16 => ScaleKind::F16,
+            DType::BF16 => ScaleKind::BF16,
+            DType::F32 => ScaleKind::F32,
+            other => return Err(wrong(format!("scales of {other}"))),
+        };
+        let zero = match zero_bytes {
+            0 => ZeroKind::Midpoint(1 << (bits - 1)),
+            1 => ZeroKind::U8,
+            2 => ZeroKind::U16,
+            other => return Err(wrong(format!("zero points of {other} bytes"))),
+        };
+        // before anything is as large as K: every row has its codes in a panel
+        if data.as_slice().len() / (PANEL * panel_bits(bits) as usize / 8) < k {
+            return Err(wrong(format!("{} bytes of packed codes are too few", data.as_slice().len())));
+        }
+        check_order(&order, k).map_err(wrong)?;
+        if bias.as_ref().is_some_and(|b| b.len() != n || b.iter().any(|v| !v.is_finite())) {
+            return Err(wrong("a bias must have N finite elements".into()));
+        }
+        let (blocks, panel_bytes) = layout(&order, panel_bits(bits), PANEL * (scale.bytes() + zero.bytes()));
+        if n.div_ceil(PANEL).checked_mul(panel_bytes) != Some(data.as_slice().len()) {
+            return Err(wrong(format!("{} bytes of packed codes are not {} panels", data.as_slice().len(), n.div_ceil(PANEL))));
+        }
+        let (panel_bits, order) = (panel_bits(bits), Arc::new(order));
+        Ok(Self {
+            in_features: k,
+            out_features: n,
+            bits,
+            panel_bits,
+            scale,
+            zero,
+            order,
+            activation_scale,
+            blocks,
+            panel_bytes,
+            data,
+            bias,
+        })
+    }
+
     /// Name of the kernel's layout, for reports.
     pub fn kernel(&self) -> &'static str {
         kernel_name(self.bits)
@@ -364,6 +508,21 @@ fn turn_2(w: u32) -> u32 {
     swap(swap(w, 0x0000_f0f0, 12), 0x00cc_00cc, 6)
 }
 
+/// Checks that an order is one of `k` rows.
+fn check_order(order: &RowOrder, k: usize) -> Result<(), String> {
+    let rows: u64 = order.group_rows.iter().map(|&r| u64::from(r)).sum();
+    if rows != k as u64 {
+        return Err(format!("the groups have {rows} rows"));
+    }
+    let Some(permutation) = &order.permutation else { return Ok(()) };
+    let mut seen = vec![false; k];
+    let once = |&row: &u32| seen.get_mut(row as usize).is_some_and(|seen| !std::mem::replace(seen, true));
+    if permutation.len() != k || !permutation.iter().all(once) {
+        return Err("the order of rows is no permutation".into());
+    }
+    Ok(())
+}
+
 /// Blocks of a panel and its bytes.
 fn layout(order: &RowOrder, panel_bits: u32, head_bytes: usize) -> (Vec<BlockAt>, usize) {
     let (chunk_rows, chunk_lines) = chunk_shape(panel_bits);
@@ -384,108 +543,6 @@ fn layout(order: &RowOrder, panel_bits: u32, head_bytes: usize) -> (Vec<BlockAt>
         }
     }
     (blocks, at)
-}
-
-/// Writes up to 64 rows of `k` elements of `SIZE` bytes as `[k][64]`, some columns at a time so that both sides stay in cache.
-fn transpose<const SIZE: usize>(rows: &[u8], k: usize, panel: &mut [u8]) {
-    const STRETCH: usize = 32;
-    let out = panel.as_chunks_mut::<SIZE>().0;
-    for k0 in (0..k).step_by(STRETCH) {
-        for (i, row) in rows.chunks_exact(k * SIZE).enumerate() {
-            let stretch = &row.as_chunks::<SIZE>().0[k0..k.min(k0 + STRETCH)];
-            for (kk, element) in stretch.iter().enumerate() {
-                out[(k0 + kk) * PANEL + i] = *element;
-            }
-        }
-    }
-}
-
-/// A dense weight in kernel layout: panels of 64 columns, `[K][64]` elements in their stored precision.
-pub struct PackedDense {
-    pub(crate) in_features: usize,
-    pub(crate) out_features: usize,
-    pub(crate) dtype: DType,
-    data: AlignedBytes,
-    pub(crate) bias: Option<Vec<f32>>,
-}
-
-impl PackedDense {
-    /// Packs a weight stored `[N, K]`, as files store dense linear layers and embeddings.
-    ///
-    /// # Errors
-    /// [`KernelError::Shape`] if the tensor is not a matrix, the bias does not fit, or the size overflows.
-    pub fn new(weight: &DenseTensor, bias: Option<Vec<f32>>) -> Result<Self, KernelError> {
-        let &[n, k] = weight.shape() else {
-            return Err(KernelError::Shape {
-                in_features: 0,
-                out_features: 0,
-                reason: format!("a weight must have two dimensions, found {:?}", weight.shape()),
-            });
-        };
-        let wrong = |reason: String| KernelError::Shape { in_features: k, out_features: n, reason };
-        if k == 0 || n == 0 {
-            return Err(wrong("K and N must be at least 1".into()));
-        }
-        if let Some(b) = bias.as_ref().filter(|b| b.len() != n) {
-            return Err(wrong(format!("a bias of {} elements", b.len())));
-        }
-        let size = weight.dtype().size();
-        let panel_bytes = k * PANEL * size;
-        let total = n.div_ceil(PANEL).checked_mul(panel_bytes).filter(|&t| t <= isize::MAX as usize);
-        let mut data = AlignedBytes::zeroed(total.ok_or_else(|| wrong("the packed size does not fit in memory".into()))?);
-        let source = weight.bytes();
-        data.as_mut_slice().par_chunks_mut(panel_bytes).enumerate().for_each(|(p, panel)| {
-            let rows = &source[p * PANEL * k * size..n.min((p + 1) * PANEL) * k * size];
-            match size {
-                2 => transpose::<2>(rows, k, panel),
-                _ => transpose::<4>(rows, k, panel),
-            }
-        });
-        Ok(Self { in_features: k, out_features: n, dtype: weight.dtype(), data, bias })
-    }
-
-    /// K: length of the input vector.
-    pub fn in_features(&self) -> usize {
-        self.in_features
-    }
-
-    /// N: length of the output vector.
-    pub fn out_features(&self) -> usize {
-        self.out_features
-    }
-
-    /// Element type.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// Bytes that the packed weight takes.
-    pub fn bytes(&self) -> usize {
-        self.data.as_slice().len()
-    }
-
-    /// Writes column `n` as `f32`: the embedding of token `n` when the weight is an embedding.
-    ///
-    /// # Panics
-    /// If `n` is not a column or `out` not K long.
-    pub fn column(&self, n: usize, out: &mut [f32]) {
-        assert!(n < self.out_features && out.len() == self.in_features);
-        let size = self.dtype.size();
-        let panel = self.panel(n / PANEL);
-        for (k, o) in out.iter_mut().enumerate() {
-            let b = &panel[(k * PANEL + n % PANEL) * size..];
-            *o = match self.dtype {
-                DType::F16 => half::f16::from_le_bytes([b[0], b[1]]).to_f32(),
-                DType::BF16 => half::bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-                _ => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-            };
-        }
-    }
-
-    pub(crate) fn panel(&self, p: usize) -> &[u8] {
-        let bytes = self.in_features * PANEL * self.dtype.size();
-        &self.data.as_slice()[p * bytes..(p + 1) * bytes]
-    }
 }
 
 #[cfg(test)]

@@ -43,6 +43,9 @@ fn generation_of(state: u64) -> u64 {
     state >> (2 * BITS)
 }
 
+/// Fills a piece of bytes, given which it is; it can fail.
+pub type Fill<'a, E> = dyn Fn(usize, &mut [u8]) -> Result<(), E> + Sync + 'a;
+
 struct Job<'a> {
     body: &'a (dyn Fn(usize) + Sync),
 }
@@ -183,6 +186,39 @@ impl Pool {
     /// Threads that work, the caller's included.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Calls `body(i, piece i)` for the pieces of `size` bytes (the last may be shorter) of `bytes`, as [`Pool::run`] does.
+    ///
+    /// # Panics
+    /// If `size` is 0 while there are bytes, and with the panic of a chunk.
+    pub fn chunks_mut(&self, bytes: &mut [u8], size: usize, body: &(dyn Fn(usize, &mut [u8]) + Sync)) {
+        if bytes.is_empty() {
+            return;
+        }
+        // each lock is taken once: it only hands its piece to the thread that claimed it
+        let pieces: Vec<Mutex<&mut [u8]>> = bytes.chunks_mut(size).map(Mutex::new).collect();
+        self.run(pieces.len(), &|i| body(i, &mut lock(&pieces[i])));
+    }
+
+    /// The same for bodies that can fail. All pieces are tried.
+    ///
+    /// # Errors
+    /// That of the first piece that failed.
+    ///
+    /// # Panics
+    /// As [`Pool::chunks_mut`].
+    pub fn try_chunks_mut<E: Send>(&self, bytes: &mut [u8], size: usize, body: &Fill<'_, E>) -> Result<(), E> {
+        let failed = Mutex::new(None);
+        self.chunks_mut(bytes, size, &|i, piece| {
+            if let Err(e) = body(i, piece) {
+                let mut failed = lock(&failed);
+                if failed.as_ref().is_none_or(|(other, _)| i < *other) {
+                    *failed = Some((i, e));
+                }
+            }
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |(_, e)| Err(e))
     }
 
     /// Runs `body(0)`, …, `body(chunks - 1)`, each once, on any thread in any order, and returns when all are done. A chunk

@@ -1,14 +1,15 @@
 //! The decoder: one forward pass for every architecture.
 
 use crate::batch::{self, BatchLogits, Given, Logits, Part};
+use crate::cache::CacheUse;
 use crate::head::HeadRounding;
 use crate::load::{LoadOptions, ModuleUse};
 use crate::rope::Angles;
 use crate::{DecoderConfig, ModelError};
 use billfish_kernels::{
-    Activations, AttentionRule, AttentionScratch, Backend, Input, KvLayer, MatmulScratch, PackedDense, Product, Weight,
+    Activations, AttentionRule, AttentionScratch, Backend, Input, KvLayer, MatmulScratch, PackedDense, Product, Table, Weight,
 };
-use billfish_tensor::{ActivationScale, DenseTensor};
+use billfish_tensor::ActivationScale;
 use std::sync::Arc;
 
 /// The rows that tokens become, and the head that logits come from.
@@ -16,11 +17,11 @@ pub(crate) enum Vocabulary {
     /// One matrix for both: the row of a token is its column of the head.
     Tied { rows: Arc<PackedDense>, head: Weight },
     /// A table `[vocab, hidden]` and a head.
-    Separate { table: DenseTensor, head: Weight },
+    Separate { table: Table, head: Weight },
 }
 
 impl Vocabulary {
-    fn head(&self) -> &Weight {
+    pub(crate) fn head(&self) -> &Weight {
         match self {
             Vocabulary::Tied { head, .. } | Vocabulary::Separate { head, .. } => head,
         }
@@ -30,7 +31,7 @@ impl Vocabulary {
     fn embed(&self, token: usize, row: &mut [f32]) {
         match self {
             Vocabulary::Tied { rows, .. } => rows.column(token, row),
-            Vocabulary::Separate { table, .. } => table.read_f32(token * row.len(), row),
+            Vocabulary::Separate { table, .. } => table.row(token, row),
         }
     }
 }
@@ -86,6 +87,7 @@ pub struct Model {
     pub(crate) options: LoadOptions,
     pub(crate) modules: Vec<ModuleUse>,
     pub(crate) head: Option<HeadRounding>,
+    pub(crate) cache: Option<CacheUse>,
 }
 
 /// What one sequence has seen: keys and values of every layer.
@@ -189,6 +191,11 @@ impl Model {
     /// What each linear module became.
     pub fn modules(&self) -> &[ModuleUse] {
         &self.modules
+    }
+
+    /// The packed cache that the weights came from or went to, if one was asked for.
+    pub fn cache(&self) -> Option<&CacheUse> {
+        self.cache.as_ref()
     }
 
     /// What rounding the head did, if it was asked for.

@@ -17,6 +17,14 @@ pub enum ModelError {
         /// Why.
         source: KernelError,
     },
+    /// A packed cache cannot be read or written.
+    #[error("packed cache: {path}: {reason}")]
+    Cache {
+        /// The file or folder.
+        path: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The output head cannot be rounded to 8 bits.
     #[error("module `{module}`: the head cannot be quantized: {reason}")]
     Head {

@@ -11,6 +11,7 @@
 
 mod architecture;
 mod batch;
+mod cache;
 mod config;
 mod decoder;
 mod error;
@@ -19,11 +20,13 @@ pub mod fuzz;
 mod head;
 mod keys;
 mod load;
+mod packing;
 mod plan;
 mod rope;
 
 pub use architecture::supported;
 pub use batch::{BatchLogits, Logits, Part};
+pub use cache::CacheUse;
 pub use config::DecoderConfig;
 pub use decoder::{Cache, Model, RESERVED_AHEAD, Scratch};
 pub use error::ModelError;

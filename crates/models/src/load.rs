@@ -1,12 +1,16 @@
 //! From a folder to a model: every expected tensor read and packed, every tensor that is there accounted for.
 
+use crate::cache::{self, Parts, Place, Recorder};
 use crate::decoder::{Attention, GateUp, Layer, Mlp, Model, NormPair, Vocabulary};
 use crate::head::{self, HeadRounding};
+use crate::packing::{self, Account};
 use crate::plan::{self, EMBEDDING, FINAL_NORM, GateUpPlan, HEAD, Linear, Norm};
 use crate::{DecoderConfig, ModelError};
-use billfish_formats::{BiasRule, Checkpoint, LinearWeight};
-use billfish_kernels::{Activations, Backend, KvType, PackedDense, PackedMatrix, Weight};
+use billfish_formats::{BiasRule, Checkpoint, LinearWeight, Rows};
+use billfish_kernels::{Activations, Backend, KvType, PackedDense, PackedMatrix, Pool, Table, Weight};
 use billfish_tensor::{ActivationScale, DenseTensor};
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// How a model is to be run.
@@ -77,11 +81,17 @@ impl ModuleUse {
 
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
-    progress: &'a mut dyn FnMut(Progress),
-    done: u64,
+    pool: &'a Pool,
+    account: Account<'a>,
+    /// Linear modules that are packed already.
+    packed: HashMap<String, Weight>,
     modules: Vec<ModuleUse>,
     quantize_head: bool,
     head: Option<HeadRounding>,
+    /// What a packed cache gave; then nothing is read.
+    stored: Option<Parts>,
+    /// Where what was packed is kept for the next time.
+    recorder: Option<(Recorder, &'a Place)>,
 }
 
 impl Model {
@@ -93,58 +103,126 @@ impl Model {
         checkpoint: &Checkpoint,
         backend: Arc<Backend>,
         options: LoadOptions,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Model, ModelError> {
+        Self::assemble(checkpoint, backend, options, None, None, progress).map(|(model, _)| model)
+    }
+
+    /// The same from a packed cache in `dir`, which is made if it is not there, or is wrong. The model has the same bits
+    /// either way; [`Model::cache`] tells which it was.
+    ///
+    /// # Errors
+    /// [`ModelError::Cache`] if the folder is not on disk or the cache cannot be written, else as [`Model::load`].
+    pub fn load_cached(
+        checkpoint: &Checkpoint,
+        backend: Arc<Backend>,
+        options: LoadOptions,
+        dir: &Path,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Model, ModelError> {
+        let mut place = Place::find(checkpoint, options.quantize_head, dir, backend.pool())?;
+        if let Some(parts) = place.read(backend.pool()) {
+            match Self::assemble(checkpoint, Arc::clone(&backend), options, Some(parts), None, progress) {
+                Ok((model, _)) => {
+                    place.remember();
+                    return Ok(Model { cache: Some(place.usage), ..model });
+                }
+                Err(ModelError::Cache { path, reason }) => place.refuse(&format!("`{path}`: {reason}")),
+                Err(other) => return Err(other),
+            }
+        }
+        let recorder = Some((place.recorder()?, &place));
+        let (model, recorder) = Self::assemble(checkpoint, Arc::clone(&backend), options, None, recorder, progress)?;
+        if let Some(recorder) = recorder {
+            place.keep(recorder, model.head, checkpoint, backend.pool())?;
+        }
+        place.remember();
+        Ok(Model { cache: Some(place.usage), ..model })
+    }
+
+    /// Puts a model together from a folder, or from what a packed cache gave; gives back the recorder.
+    fn assemble(
+        checkpoint: &Checkpoint,
+        backend: Arc<Backend>,
+        options: LoadOptions,
+        mut stored: Option<Parts>,
+        recorder: Option<(Recorder, &Place)>,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<(Model, Option<Recorder>), ModelError> {
         let config = DecoderConfig::from_json(&format!("{}/config.json", checkpoint.name()), checkpoint.config())?;
         let quantize_head = options.quantize_head;
-        let mut loader = Loader { checkpoint, progress, done: 0, modules: vec![], quantize_head, head: None };
-        // the largest dense weights first: while one is packed it exists twice, which is cheapest while nothing else does
+        let (account, pool) = (Account::new(checkpoint, progress), backend.pool());
+        let packed = HashMap::new();
+        let packed = stored.as_mut().map_or(packed, |s| std::mem::take(&mut s.weights));
+        let mut loader = Loader { checkpoint, pool, account, packed, modules: vec![], quantize_head, head: None, stored, recorder };
+        // the largest weights first, by all threads: while a quantized one is packed it exists twice, which is cheapest
+        // while nothing else does
         let vocabulary = loader.vocabulary(&config)?;
+        if loader.stored.is_none() {
+            loader.packed = packing::pack_all(checkpoint, &config.layer_linears(), pool, &loader.account)?;
+        }
         let layers = (0..config.layers).map(|i| loader.layer(&config, i)).collect::<Result<Vec<_>, _>>()?;
         let norm = loader.norm(&Norm { name: FINAL_NORM.into(), size: config.hidden_size })?;
         for name in checkpoint.unread().iter().filter(|n| plan::is_computed(n)) {
             checkpoint.mark_read(name);
         }
-        let Loader { modules, head, .. } = loader;
-        Ok(Model { config, vocabulary, layers, norm, backend, options, modules, head })
+        if let Some(stored) = &mut loader.stored {
+            stored.account(checkpoint);
+            loader.account.all();
+        }
+        let Loader { modules, head, recorder, .. } = loader;
+        let recorder = recorder.map(|(recorder, _)| recorder);
+        Ok((Model { config, vocabulary, layers, norm, backend, options, modules, head, cache: None }, recorder))
     }
 }
 
 impl Loader<'_> {
-    fn account(&mut self, prefix: &str) {
-        let names = ["qweight", "qzeros", "scales", "g_idx", "weight", "bias", "weight_packed", "weight_scale", "scaled_zeros", "B", "s"];
-        let bytes = names.iter().filter_map(|n| self.checkpoint.info(&format!("{prefix}.{n}"))).map(|i| i.bytes as u64).sum::<u64>();
-        self.done += bytes;
-        (self.progress)(Progress { done: self.done, total: self.checkpoint.total_bytes() });
+    fn linear(&mut self, l: &Linear) -> Result<Weight, ModelError> {
+        let weight = match self.packed.remove(&l.name) {
+            Some(w) if (w.in_features(), w.out_features()) == (l.in_features, l.out_features) => w,
+            _ if self.stored.is_some() => return Err(cache::lacks(&l.name)),
+            _ => {
+                let weight = packing::pack(self.checkpoint, l, Some(self.pool))?;
+                self.account.add(&l.name);
+                weight
+            }
+        };
+        self.modules.push(ModuleUse::of(&l.name, &weight, l.name == HEAD));
+        self.record(|r| r.weight(&l.name, &weight))?;
+        Ok(weight)
     }
 
-    fn linear(&mut self, l: &Linear) -> Result<Weight, ModelError> {
-        let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
-        let stored = self.checkpoint.linear(&l.name, l.in_features, l.out_features, rule)?;
-        let packed = match stored {
-            LinearWeight::Quantized(m) => PackedMatrix::new(&m).map(Weight::Quantized),
-            LinearWeight::Dense { weight, bias } => PackedDense::new(&weight, bias).map(|w| Weight::Dense(Arc::new(w))),
-        };
-        let weight = packed.map_err(|source| ModelError::Pack { module: l.name.clone(), source })?;
-        self.modules.push(ModuleUse::of(&l.name, &weight, l.name == HEAD));
-        self.account(&l.name);
-        Ok(weight)
+    /// Keeps something in the packed cache, if one is made.
+    fn record(&mut self, keep: impl FnOnce(&mut Recorder) -> std::io::Result<()>) -> Result<(), ModelError> {
+        self.recorder.as_mut().map_or(Ok(()), |(recorder, place)| keep(recorder).map_err(|e| place.cannot_write(e)))
     }
 
     /// A float head as 8-bit integers.
     fn rounded(&mut self, module: &str, weight: &DenseTensor, bias: Option<Vec<f32>>) -> Result<Weight, ModelError> {
         let wrong = |reason: String| ModelError::Head { module: module.into(), reason };
         let (matrix, rounding) = head::round(weight, bias).map_err(|e| wrong(e.to_string()))?;
-        let packed = PackedMatrix::new(&matrix).map_err(|source| ModelError::Pack { module: module.into(), source })?;
+        let packed = PackedMatrix::packed_by(&matrix, self.pool).map_err(|source| ModelError::Pack { module: module.into(), source })?;
         let weight = Weight::Quantized(packed);
         self.head = Some(HeadRounding { bytes_after: weight.bytes(), ..rounding });
         self.modules.push(ModuleUse::of(module, &weight, true));
+        self.record(|r| r.weight(module, &weight))?;
         Ok(weight)
     }
 
+    /// The rows that tokens become.
+    fn table(&mut self, rows: &Rows<'_>) -> Result<Table, ModelError> {
+        let table = Table::from_rows(rows.dtype(), rows.shape(), self.pool, &packing::reads(rows)).map_err(|e| e.of(EMBEDDING))?;
+        self.record(|r| r.rows(&table))?;
+        Ok(table)
+    }
+
     fn norm(&mut self, n: &Norm) -> Result<Vec<f32>, ModelError> {
+        if let Some(stored) = &mut self.stored {
+            return stored.vectors.remove(&n.name).filter(|v| v.len() == n.size).ok_or_else(|| cache::lacks(&n.name));
+        }
         let values = self.checkpoint.dense(&format!("{}.weight", n.name), &[n.size])?.to_f32();
-        self.account(&n.name);
+        self.account.add(&n.name);
+        self.record(|r| r.vector(&n.name, &values))?;
         Ok(values)
     }
 
@@ -153,6 +231,12 @@ impl Loader<'_> {
     }
 
     fn vocabulary(&mut self, c: &DecoderConfig) -> Result<Vocabulary, ModelError> {
+        if let Some(stored) = &mut self.stored {
+            let (vocabulary, module) = stored.vocabulary(&mut self.packed, c.hidden_size, c.vocab_size)?;
+            self.head = stored.head;
+            self.modules.push(ModuleUse::of(module, vocabulary.head(), true));
+            return Ok(vocabulary);
+        }
         let own = Linear { name: HEAD.into(), in_features: c.hidden_size, out_features: c.vocab_size, bias: false };
         let head = match plan::has_own_head(c, self.checkpoint) {
             true if self.quantize_head => match self.checkpoint.linear(HEAD, own.in_features, own.out_features, BiasRule::Absent)? {
@@ -165,25 +249,28 @@ impl Loader<'_> {
             true => Some(self.linear(&own)?),
             false => None,
         };
-        let table = self.checkpoint.dense(&format!("{EMBEDDING}.weight"), &[c.vocab_size, c.hidden_size])?;
+        let table = self.checkpoint.dense_rows(&format!("{EMBEDDING}.weight"), [c.vocab_size, c.hidden_size])?;
         let vocabulary = match head {
-            Some(head) => Vocabulary::Separate { table, head },
+            Some(head) => Vocabulary::Separate { table: self.table(&table)?, head },
             None => {
                 self.checkpoint.mark_read("lm_head.weight");
                 if self.quantize_head {
                     // tokens still become the rows as they are
-                    let head = self.rounded(EMBEDDING, &table, None)?;
-                    Vocabulary::Separate { table, head }
+                    let head = self.rounded(EMBEDDING, &table.all()?, None)?;
+                    Vocabulary::Separate { table: self.table(&table)?, head }
                 } else {
-                    let packed = PackedDense::new(&table, None).map_err(|source| ModelError::Pack { module: EMBEDDING.into(), source })?;
-                    let rows = Arc::new(packed);
+                    let size = (c.hidden_size, c.vocab_size);
+                    let rows = PackedDense::from_rows(table.dtype(), size, None, Some(self.pool), &packing::reads(&table));
+                    let rows = rows.map_err(|e| e.of(EMBEDDING))?;
+                    let rows = Arc::new(rows);
                     let head = Weight::Dense(Arc::clone(&rows));
                     self.modules.push(ModuleUse::of(EMBEDDING, &head, true));
+                    self.record(|r| r.weight(EMBEDDING, &head))?;
                     Vocabulary::Tied { rows, head }
                 }
             }
         };
-        self.account(EMBEDDING);
+        self.account.add(EMBEDDING);
         Ok(vocabulary)
     }
 

@@ -118,8 +118,12 @@ impl DecoderConfig {
     /// The linear modules that this decoder asks for, the embedding and the head among them.
     pub fn linears(&self) -> Vec<Linear> {
         let table = |name: &str| Linear { name: name.into(), in_features: self.hidden_size, out_features: self.vocab_size, bias: false };
-        let layers = (0..self.layers).flat_map(|i| layer(self, i).linears().cloned().collect::<Vec<_>>());
-        layers.chain([table(EMBEDDING), table(HEAD)]).collect()
+        self.layer_linears().into_iter().chain([table(EMBEDDING), table(HEAD)]).collect()
+    }
+
+    /// Those of the layers.
+    pub(crate) fn layer_linears(&self) -> Vec<Linear> {
+        (0..self.layers).flat_map(|i| layer(self, i).linears().cloned().collect::<Vec<_>>()).collect()
     }
 
     /// Compares a folder's tensors with what this decoder asks for, by name; no tensor is read.

@@ -1,7 +1,6 @@
 //! A dense tensor as stored: bytes of one float type and a shape.
 
 use crate::{DType, TensorError};
-use half::{bf16, f16};
 
 /// A dense tensor in its stored precision, row-major, little-endian.
 #[derive(Clone, Debug)]
@@ -70,12 +69,7 @@ impl DenseTensor {
     /// If the range is not inside the tensor.
     pub fn read_f32(&self, start: usize, out: &mut [f32]) {
         let size = self.dtype.size();
-        let bytes = &self.bytes[start * size..(start + out.len()) * size];
-        match self.dtype {
-            DType::F16 => out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = f16::from_le_bytes(*b).to_f32()),
-            DType::BF16 => out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = bf16::from_le_bytes(*b).to_f32()),
-            _ => out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(o, b)| *o = f32::from_le_bytes(*b)),
-        }
+        self.dtype.read_f32(&self.bytes[start * size..(start + out.len()) * size], out);
     }
 
     /// All elements as `f32`.

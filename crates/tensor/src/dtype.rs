@@ -1,5 +1,6 @@
 //! Element types of tensors in files.
 
+use half::{bf16, f16};
 use std::fmt;
 
 /// The element type of a stored tensor, named as safetensors names it.
@@ -59,6 +60,15 @@ const NAMES: [(DType, &str, usize); 16] = [
 ];
 
 impl DType {
+    /// Writes stored elements of a float type, little-endian, as `f32` (exact for each of them).
+    pub fn read_f32(self, bytes: &[u8], out: &mut [f32]) {
+        match self {
+            DType::F16 => out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = f16::from_le_bytes(*b).to_f32()),
+            DType::BF16 => out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = bf16::from_le_bytes(*b).to_f32()),
+            _ => out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(o, b)| *o = f32::from_le_bytes(*b)),
+        }
+    }
+
     /// The type that a safetensors header calls `name`, if it is known.
     pub fn from_name(name: &str) -> Option<DType> {
         NAMES.iter().find(|(_, n, _)| *n == name).map(|(d, _, _)| *d)

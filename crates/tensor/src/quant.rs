@@ -2,6 +2,7 @@
 
 use crate::{Codes, DType, TensorError};
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Scales in their stored precision, row-major `[groups, N]`.
 #[derive(Clone, Debug)]
@@ -44,6 +45,28 @@ impl ScaleValues {
             ScaleValues::F16(v) => out.extend(v[i].to_le_bytes()),
             ScaleValues::BF16(v) => out.extend(v[i].to_le_bytes()),
             ScaleValues::F32(v) => out.extend(v[i].to_le_bytes()),
+        }
+    }
+
+    /// Writes the stored bytes of scales `range`, little-endian.
+    ///
+    /// # Panics
+    /// If there are no such scales, or `out` has not room for just them.
+    pub fn copy_le(&self, range: Range<usize>, out: &mut [u8]) {
+        assert_eq!(out.len(), range.len() * self.dtype().size(), "room for these scales");
+        match self {
+            ScaleValues::F16(v) => out.as_chunks_mut::<2>().0.iter_mut().zip(&v[range]).for_each(|(o, s)| *o = s.to_le_bytes()),
+            ScaleValues::BF16(v) => out.as_chunks_mut::<2>().0.iter_mut().zip(&v[range]).for_each(|(o, s)| *o = s.to_le_bytes()),
+            ScaleValues::F32(v) => out.as_chunks_mut::<4>().0.iter_mut().zip(&v[range]).for_each(|(o, s)| *o = s.to_le_bytes()),
+        }
+    }
+
+    /// The first scale that is no finite number.
+    fn first_infinite(&self) -> Option<usize> {
+        match self {
+            ScaleValues::F16(v) => v.iter().position(|s| !s.is_finite()),
+            ScaleValues::BF16(v) => v.iter().position(|s| !s.is_finite()),
+            ScaleValues::F32(v) => v.iter().position(|s| !s.is_finite()),
         }
     }
 
@@ -165,7 +188,7 @@ impl QuantMatrix {
         if scales.len() != per_group {
             return Err(TensorError::Length { part: "scales", expected: per_group, found: scales.len() });
         }
-        if let Some(index) = (0..per_group).find(|&i| !scales.get(i).is_finite()) {
+        if let Some(index) = scales.first_infinite() {
             return Err(TensorError::Value {
                 part: "scales",
                 index,
@@ -216,6 +239,14 @@ impl QuantMatrix {
     /// N: length of the output vector.
     pub fn out_features(&self) -> usize {
         self.out_features
+    }
+
+    /// The words of the codes, if they are words: room for those of another matrix.
+    pub fn into_words(self) -> Option<Vec<u32>> {
+        match self.codes {
+            Codes::Words { words, .. } => Some(words),
+            Codes::Bytes(_) => None,
+        }
     }
 
     /// Width of a code, 2 to 8.

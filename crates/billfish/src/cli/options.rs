@@ -104,6 +104,21 @@ pub struct ModelArgs {
     running: RunningArgs,
 }
 
+/// Where packed weights are kept.
+#[derive(clap::Args)]
+pub struct CacheArgs {
+    /// Keep the packed weights in this folder, and map them from there at the next start
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+}
+
+impl CacheArgs {
+    /// The folder.
+    pub fn dir(&self) -> Option<PathBuf> {
+        self.cache.clone()
+    }
+}
+
 /// How to run a model.
 #[derive(clap::Args)]
 pub struct RunningArgs {
@@ -119,6 +134,8 @@ pub struct RunningArgs {
     /// Round a float output head to 8 bits while it is loaded: less to read for each token, an approximation
     #[arg(long, value_enum)]
     quantize_head: Option<HeadArg>,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 /// The instruction set that the environment asks for.
@@ -186,6 +203,7 @@ impl RunningArgs {
             activations: self.activations.into(),
             kv_type: self.kv_cache_dtype.map(KvType::from),
             quantize_head: self.quantize_head.is_some(),
+            cache: self.cache.dir(),
         })
     }
 }
@@ -206,6 +224,7 @@ pub fn load(checkpoint: &Checkpoint, options: &OpenOptions) -> anyhow::Result<Lo
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");
     }
+    loaded.cache_line().iter().for_each(|line| eprintln!("{line}"));
     Ok(loaded)
 }
 

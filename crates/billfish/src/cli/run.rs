@@ -113,6 +113,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "activations": loaded.model.activations().name(),
             "token_scaled_modules": loaded.model.token_scaled_modules(),
             "kv_cache_dtype": loaded.model.kv_type().name(),
+            "packed_cache": stats::cache(&loaded),
         });
         writeln!(out, "{object}")?;
     } else {

@@ -2,6 +2,7 @@
 
 use billfish::machine::{cpu_features, peak_memory};
 use billfish::{Completion, LoadedModel};
+use serde_json::{Value, json};
 
 /// The layouts in use, most bytes first, such as `k4n16-w4, dense-bf16`.
 pub fn layouts(model: &LoadedModel) -> String {
@@ -21,6 +22,11 @@ pub fn layouts(model: &LoadedModel) -> String {
 /// set that was chosen, and the features that the processor has.
 pub fn kernels(model: &LoadedModel) -> String {
     format!("{} on {} ({})", layouts(model), model.model.backend().isa().name(), cpu_features().join(" "))
+}
+
+/// The packed cache for programs; null without one.
+pub fn cache(model: &LoadedModel) -> Value {
+    model.model.cache().map_or(Value::Null, |c| json!({"path": c.path.display().to_string(), "made": c.made}))
 }
 
 /// Prints the line to standard error.

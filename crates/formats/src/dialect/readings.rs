@@ -74,6 +74,11 @@ impl Readings {
 
     /// All zero points in a dialect.
     pub(super) fn zeros(&self, dialect: ZeroDialect) -> Vec<u16> {
-        (0..self.raw.len()).map(|i| self.zero(dialect, i)).collect()
+        match dialect {
+            // the usual ones, without a question for each field
+            ZeroDialect::V1 => self.raw.iter().map(|&raw| u16::from(raw) + 1).collect(),
+            ZeroDialect::V2 => self.raw.iter().map(|&raw| u16::from(raw)).collect(),
+            _ => (0..self.raw.len()).map(|i| self.zero(dialect, i)).collect(),
+        }
     }
 }

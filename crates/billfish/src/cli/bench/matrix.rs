@@ -104,6 +104,7 @@ pub fn run(args: &Args) -> Result<()> {
             "model_type": subject.summary.line(),
             "model_n_params": subject.summary.parameters,
             "files_sha256": subject.sha256,
+            "packed_cache": super::super::stats::cache(&subject.loaded),
             "n_threads": threads,
             "batch_size": c.batch,
             "batching": BATCHING,

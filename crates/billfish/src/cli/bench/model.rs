@@ -1,6 +1,6 @@
 //! `billfish bench [MODEL]`: prompt and generation speed of a model, with the options, columns and keys of llama-bench.
 
-use super::super::options::{ActivationsArg, HeadArg, KvArg, count_bar, isa_from_env};
+use super::super::options::{ActivationsArg, CacheArgs, HeadArg, KvArg, count_bar, isa_from_env};
 use super::super::stats::layouts;
 use super::output::{BestLimits, Format, Row, gigabytes, machine_json, machine_lines, print};
 use super::subject::{GatedArgs, Subject, Verdict};
@@ -75,6 +75,8 @@ pub struct Args {
     /// Round a float output head to 8 bits while it is loaded
     #[arg(long, value_enum)]
     quantize_head: Option<HeadArg>,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// How to print the results
     #[arg(long, short, value_enum, default_value = "md")]
     output: Format,
@@ -129,7 +131,8 @@ pub fn run(args: &Args) -> Result<()> {
     let isa = Isa::choose(isa_from_env()?.as_deref())?;
     let quantize_head = args.quantize_head.is_some();
     let activations = args.activations[0].into();
-    let first = OpenOptions { isa: Some(isa.name().into()), threads: threads[0], activations, kv_type: caches[0], quantize_head };
+    let (isa_name, cache) = (Some(isa.name().into()), args.cache.dir());
+    let first = OpenOptions { isa: isa_name, threads: threads[0], activations, kv_type: caches[0], quantize_head, cache };
     let backends = threads
         .iter()
         .map(|&threads| Ok(Arc::new(OpenOptions { threads, ..first.clone() }.backend()?)))
@@ -275,6 +278,7 @@ fn row(c: &Context, r: &Outcome) -> Row {
         "peak_memory_bytes": peak,
         "load_s": s.loaded.load_time.as_secs_f64(),
         "files_sha256": s.sha256,
+        "packed_cache": super::super::stats::cache(&s.loaded),
         "quality": r.verdict.json(),
         "machine": machine_json(c.machine, c.isa, r.threads, &best),
     });

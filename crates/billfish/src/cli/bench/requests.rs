@@ -193,6 +193,7 @@ fn report(
     object.insert("model".into(), json!(subject.name));
     object.insert("model_type".into(), json!(subject.summary.line()));
     object.insert("files_sha256".into(), json!(subject.sha256));
+    object.insert("packed_cache".into(), super::super::stats::cache(&subject.loaded));
     object.insert("activations".into(), json!(subject.loaded.model.activations().name()));
     object.insert("kv_cache_dtype".into(), json!(subject.loaded.model.kv_type().name()));
     object.insert("kernel".into(), json!(super::super::stats::layouts(&subject.loaded)));

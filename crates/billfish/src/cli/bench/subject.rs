@@ -3,7 +3,7 @@
 use super::super::GateFailed;
 use super::super::options::{FolderArgs, load};
 use super::super::synth::tokenizer_files;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use billfish::bench::{Quality, quality};
 use billfish::machine::{peak_memory, reset_peak_memory};
 use billfish::{BUILTIN_NAME, Checkpoint, LoadedModel, OpenOptions, Summary};
@@ -118,6 +118,11 @@ enum Gate {
 impl GatedArgs {
     /// Loads the model.
     pub fn load(&self, options: &OpenOptions) -> Result<Subject> {
+        if self.subject.synthetic.is_some() && options.cache.is_some() {
+            bail!(
+                "--synthetic builds its weights in memory and has no packed cache; leave --cache out, or write the model with `billfish synth`"
+            );
+        }
         let opened = self.subject.open()?;
         let summary = Summary::of(&opened.checkpoint)?;
         let loaded = load(&opened.checkpoint, options)?;
@@ -130,6 +135,8 @@ impl GatedArgs {
         let pool = loaded.model.backend().pool();
         let sha256 = match gate {
             Gate::Synthetic => None,
+            // the cache is named by it
+            _ if loaded.model.cache().is_some() => loaded.model.cache().map(|c| c.files_sha256.clone()),
             _ => Some(opened.checkpoint.files_sha256(&|count, body| pool.run(count, body))?),
         };
         // the hash's buffers are no part of running the model
@@ -167,6 +174,7 @@ impl Subject {
     /// What it is, in a line.
     pub fn line(&self) -> String {
         let hash = self.sha256.as_ref().map_or_else(String::new, |h| format!(", files sha256 {h}"));
-        format!("model: {}, {}, {:.1} MB{hash}", self.name, self.summary.line(), self.summary.bytes as f64 / 1e6)
+        let cache = self.loaded.cache_line().map_or_else(String::new, |c| format!(", {c}"));
+        format!("model: {}, {}, {:.1} MB{hash}{cache}", self.name, self.summary.line(), self.summary.bytes as f64 / 1e6)
     }
 }
