@@ -100,11 +100,23 @@ pub struct MatmulScratch {
 
 /// Panels of product `product` times some tiles of rows, with quantized input `input` if the weight is quantized.
 #[derive(Clone, Copy)]
-struct Chunk {
-    product: usize,
-    input: usize,
-    panels: (usize, usize),
-    tiles: (usize, usize),
+pub(crate) struct Chunk {
+    pub product: usize,
+    pub input: usize,
+    pub panels: (usize, usize),
+    pub tiles: (usize, usize),
+}
+
+/// What a product of a region multiplies and where its results go.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub weight: &'a Weight,
+    pub out: Out<f32>,
+    pub add: bool,
+    /// The row of the input whose result is row 0 of `out`.
+    pub first: usize,
+    /// The input as floats, for a dense weight.
+    pub floats: &'a [f32],
 }
 
 /// Bytes of activations that are multiplied with a panel before the next panel comes: with the panel they fit the second
@@ -160,7 +172,6 @@ impl Backend {
         let mut distinct = 0;
         let mut dense = None;
         let bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
-        let in_one_go = bytes / (CLAIMS * self.threads());
         for i in 0..products.len() {
             let weight = products[i].weight;
             x.check(m, weight.in_features());
@@ -183,21 +194,8 @@ impl Backend {
                 }
                 Weight::Dense(w) => dense = Some(w.in_features),
             }
-            let panels = weight.out_features().div_ceil(PANEL);
-            let (count, at_once) = match weight {
-                Weight::Quantized(w) => {
-                    let t = &inputs[input].tiles;
-                    (t.len(), tiles_at_once(t.first().map_or(1, |t| t.rows), w.in_features * inputs[input].planes))
-                }
-                Weight::Dense(w) => (dense_tiles.len(), tiles_at_once(dense_tiles.first().map_or(1, |t| t.rows), w.in_features * 4)),
-            };
-            let claim = if count == 1 { in_one_go.max(CHUNK_BYTES) } else { CHUNK_BYTES };
-            let step = (claim / weight.panel_bytes().max(1)).clamp(1, panels);
-            for tile in (0..count).step_by(at_once) {
-                let tiles = (tile, (tile + at_once).min(count));
-                let chunk = |from: usize| Chunk { product: i, input, panels: (from, (from + step).min(panels)), tiles };
-                chunks.extend((0..panels).step_by(step).map(chunk));
-            }
+            let tiles = if matches!(weight, Weight::Dense(_)) { &*dense_tiles } else { &inputs[input].tiles };
+            self.cut(chunks, Chunk { product: i, input, panels: (0, 0), tiles: (0, tiles.len()) }, weight, tiles, activations, bytes);
         }
         let floats = match (dense, x) {
             (None, _) => &[],
@@ -210,26 +208,55 @@ impl Backend {
                 &whole[..m * k]
             }
         };
-        // SAFETY (of the writes below): each chunk writes columns of its own of one `out`, whose length was checked.
-        let outs = products.iter_mut().map(|p| (p.weight, Out(p.out.as_mut_ptr()), p.add));
-        let mut flat: [Option<(&Weight, Out<f32>, bool)>; 4] = [None; 4];
+        // SAFETY (of the writes of `run`): each chunk writes columns of its own of one `out`, whose length was checked.
+        let outs = products.iter_mut().map(|p| Place { weight: p.weight, out: Out(p.out.as_mut_ptr()), add: p.add, first: 0, floats });
+        let mut flat: [Option<Place<'_>>; 4] = [None; 4];
         assert!(outs.len() <= flat.len(), "at most four weights share an input");
         flat.iter_mut().zip(outs).for_each(|(f, o)| *f = Some(o));
-        let (inputs, dense_tiles) = (&*inputs, &*dense_tiles);
-        let work = |i: usize| {
-            let c = chunks[i];
-            let Some((weight, out, add)) = flat[c.product] else { return };
-            for p in c.panels.0..c.panels.1 {
-                match weight {
-                    Weight::Quantized(w) => self.quantized_panel(w, &inputs[c.input], c.tiles, p, out, add),
-                    Weight::Dense(w) => self.dense_panel(w, &dense_tiles[c.tiles.0..c.tiles.1], floats, p, out, add),
-                }
-            }
-        };
-        self.pool.run(chunks.len(), &work);
+        self.run(chunks, inputs, dense_tiles, &|product| flat[product]);
     }
 
-    fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, out: Out<f32>, add: bool) {
+    /// Cuts a product into chunks, `all` being the tiles of its input and `whole` the product with all its panels and
+    /// the range of its tiles. `bytes` are those of all weights of the region.
+    pub(crate) fn cut(&self, chunks: &mut Vec<Chunk>, whole: Chunk, weight: &Weight, all: &[Tile], activations: Activations, bytes: usize) {
+        let panels = weight.out_features().div_ceil(PANEL);
+        let row_bytes = match weight {
+            Weight::Quantized(w) => w.in_features * activations.planes(),
+            Weight::Dense(w) => w.in_features * 4,
+        };
+        let (first, end) = whole.tiles;
+        let at_once = tiles_at_once(all[first..end].first().map_or(1, |t| t.rows), row_bytes);
+        let in_one_go = bytes / (CLAIMS * self.threads());
+        let claim = if end - first == 1 { in_one_go.max(CHUNK_BYTES) } else { CHUNK_BYTES };
+        let step = (claim / weight.panel_bytes().max(1)).clamp(1, panels);
+        for tile in (first..end).step_by(at_once) {
+            let tiles = (tile, (tile + at_once).min(end));
+            chunks.extend((0..panels).step_by(step).map(|from| Chunk { panels: (from, (from + step).min(panels)), tiles, ..whole }));
+        }
+    }
+
+    /// Computes all chunks in one region of the pool. `place` tells what a product reads and where it writes; the caller
+    /// answers for its pointers: each must hold the rows of its chunks' tiles, and no two chunks may share an element.
+    pub(crate) fn run<'a>(
+        &self,
+        chunks: &[Chunk],
+        inputs: &[QuantizedInput],
+        dense_tiles: &[Tile],
+        place: &(dyn Fn(usize) -> Option<Place<'a>> + Sync),
+    ) {
+        self.pool.run(chunks.len(), &|i: usize| {
+            let c = chunks[i];
+            let Some(to) = place(c.product) else { return };
+            for p in c.panels.0..c.panels.1 {
+                match to.weight {
+                    Weight::Quantized(w) => self.quantized_panel(w, &inputs[c.input], c.tiles, p, &to),
+                    Weight::Dense(w) => self.dense_panel(w, &dense_tiles[c.tiles.0..c.tiles.1], p, &to),
+                }
+            }
+        });
+    }
+
+    fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, to: &Place<'_>) {
         let panel = w.panel(p);
         let mut result = [0.0f32; PANEL * MAX_ROWS];
         for (i, t) in input.tiles[tiles.0..tiles.1].iter().enumerate() {
@@ -250,17 +277,17 @@ impl Backend {
                     fresh: i == 0,
                 });
             }
-            store(&result, t, p, w.out_features, w.bias.as_deref(), out, add);
+            store(&result, t, p, w.out_features, w.bias.as_deref(), to);
         }
     }
 
-    fn dense_panel(&self, w: &PackedDense, tiles: &[Tile], x: &[f32], p: usize, out: Out<f32>, add: bool) {
+    fn dense_panel(&self, w: &PackedDense, tiles: &[Tile], p: usize, to: &Place<'_>) {
         let element = match w.dtype {
             DType::F16 => Element::F16,
             DType::BF16 => Element::BF16,
             _ => Element::F32,
         };
-        let k = w.in_features;
+        let (k, x) = (w.in_features, to.floats);
         let mut result = [0.0f32; PANEL * MAX_ROWS];
         for t in tiles {
             let kernel = (self.kernels.dense)(element, t.rows).expect("tiles are cut to sizes that have kernels");
@@ -269,7 +296,7 @@ impl Backend {
             // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, the rows K floats each,
             // `result` MAX_ROWS rows.
             unsafe { kernel(&DenseArgs { panel: w.panel(p).as_ptr(), k, x: rows, out: result.as_mut_ptr() }) };
-            store(&result, t, p, w.out_features, w.bias.as_deref(), out, add);
+            store(&result, t, p, w.out_features, w.bias.as_deref(), to);
         }
     }
 
@@ -329,14 +356,14 @@ impl Backend {
 const MAX_ROWS: usize = 12;
 
 /// Copies the real rows and columns of a panel's result to `out`, `[M, n]`, with the bias, or adds them.
-fn store(result: &[f32], t: &Tile, p: usize, n: usize, bias: Option<&[f32]>, out: Out<f32>, add: bool) {
+fn store(result: &[f32], t: &Tile, p: usize, n: usize, bias: Option<&[f32]>, to: &Place<'_>) {
     let cols = PANEL.min(n - p * PANEL);
     for r in 0..t.count {
         let row = &result[r * PANEL..r * PANEL + cols];
-        let at = out.at((t.start + r) * n + p * PANEL);
-        // SAFETY: row `start + r` and these columns lie inside `out`, and no other chunk writes them.
+        let at = to.out.at((t.start - to.first + r) * n + p * PANEL);
+        // SAFETY: row `start - first + r` and these columns lie inside `out`, and no other chunk writes them.
         let place = unsafe { std::slice::from_raw_parts_mut(at, cols) };
-        match (bias.map(|b| &b[p * PANEL..]), add) {
+        match (bias.map(|b| &b[p * PANEL..]), to.add) {
             (None, false) => place.copy_from_slice(row),
             (None, true) => place.iter_mut().zip(row).for_each(|(o, &v)| *o += v),
             (Some(b), false) => place.iter_mut().zip(row).zip(b).for_each(|((o, &v), &b)| *o = v + b),
