@@ -6,6 +6,7 @@ use billfish_kernels::{Activations, Backend, Isa};
 use billfish_models::{LoadOptions, Logits, Model, Scratch};
 use billfish_quantize::synth;
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -75,9 +76,18 @@ fn no_buffer_is_as_large_as_a_dequantized_weight() {
 }
 
 fn a_decode_step_allocates_nothing_but_kv_pages() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    let open = |name: &str| Checkpoint::open(&fixtures.join(name)).unwrap();
     let (_dir, checkpoint) = folder("tiny:w4g32");
+    // experts too: one that was not chosen before grows no buffer
+    for checkpoint in [checkpoint, open("glm4moe-w4-sym-g32"), open("qwen2moe-stacked-dense")] {
+        no_allocation_in_decode(&checkpoint);
+    }
+}
+
+fn no_allocation_in_decode(checkpoint: &Checkpoint) {
     for activations in Activations::ALL {
-        let model = load(&checkpoint, activations);
+        let model = load(checkpoint, activations);
         let mut cache = model.new_cache(200);
         let mut scratch = Scratch::default();
         // past the first page, so that the buffers have the size of two

@@ -13,6 +13,7 @@ mod architecture;
 mod config;
 mod decoder;
 mod error;
+mod feed_forward;
 #[doc(hidden)]
 pub mod fuzz;
 mod head;
@@ -20,6 +21,7 @@ mod keys;
 mod load;
 mod plan;
 mod rope;
+mod routed;
 
 pub use architecture::supported;
 pub use config::DecoderConfig;
@@ -29,3 +31,4 @@ pub use head::HeadRounding;
 pub use load::{LoadOptions, ModuleUse, Progress};
 pub use plan::{Comparison, Linear};
 pub use rope::Rope;
+pub use routed::MoeConfig;

@@ -1,11 +1,12 @@
 //! From a folder to a model: every expected tensor read and packed, every tensor that is there accounted for.
 
-use crate::decoder::{Attention, GateUp, Layer, Mlp, Model, NormPair, Vocabulary};
+use crate::decoder::{Attention, Layer, Model, NormPair, Vocabulary};
+use crate::feed_forward::{FeedForward, GateUp, Mlp, Moe, SharedExpert};
 use crate::head::{self, HeadRounding};
-use crate::plan::{self, EMBEDDING, FINAL_NORM, GateUpPlan, HEAD, Linear, Norm};
-use crate::{DecoderConfig, ModelError};
+use crate::plan::{self, EMBEDDING, ExpertsPlan, FINAL_NORM, FeedForwardPlan, GateUpPlan, HEAD, Linear, MoePlan, Norm};
+use crate::{DecoderConfig, ModelError, MoeConfig};
 use billfish_formats::{BiasRule, Checkpoint, LinearWeight};
-use billfish_kernels::{Activations, Backend, KvType, PackedDense, PackedMatrix, Weight};
+use billfish_kernels::{Activations, Backend, Expert, Experts, KvType, PackedDense, PackedMatrix, Weight, share_orders};
 use billfish_tensor::{ActivationScale, DenseTensor};
 use std::sync::Arc;
 
@@ -54,6 +55,8 @@ pub struct ModuleUse {
     pub head: bool,
     /// The scale that 8-bit activations have.
     pub activation_scale: ActivationScale,
+    /// The part of all tokens that it runs for: less than 1 for an expert, counted as if all were chosen as often.
+    pub share: f64,
 }
 
 impl ModuleUse {
@@ -71,6 +74,7 @@ impl ModuleUse {
             bits,
             head,
             activation_scale,
+            share: 1.0,
         }
     }
 }
@@ -188,39 +192,87 @@ impl Loader<'_> {
     }
 
     fn layer(&mut self, c: &DecoderConfig, i: usize) -> Result<Layer, ModelError> {
-        let p = plan::layer(c, i);
+        let p = plan::layer(c, self.checkpoint, i);
         let (mut query, mut key, mut value) = (self.linear(&p.query)?, self.linear(&p.key)?, self.linear(&p.value)?);
-        share(&mut [&mut query, &mut key, &mut value]);
+        share_orders([&mut query, &mut key, &mut value].into_iter());
         let output = self.linear(&p.output)?;
         let qk_norms = self.norms(p.qk_norms.as_ref())?;
-        let gate_up = match &p.gate_up {
-            GateUpPlan::Fused(one) => GateUp::Fused(self.linear(one)?),
-            GateUpPlan::Separate([gate, up]) => {
-                let (mut gate, mut up) = (self.linear(gate)?, self.linear(up)?);
-                share(&mut [&mut gate, &mut up]);
-                GateUp::Separate { gate, up }
+        let feed_forward = match (&p.feed_forward, &c.moe) {
+            (FeedForwardPlan::Moe(plan), Some(moe)) => FeedForward::Moe(Box::new(self.moe(c.hidden_size, moe, plan)?)),
+            (FeedForwardPlan::Mlp { gate_up, down }, _) => {
+                let gate_up = match gate_up {
+                    GateUpPlan::Fused(one) => GateUp::Fused(self.linear(one)?),
+                    GateUpPlan::Separate([gate, up]) => {
+                        let (mut gate, mut up) = (self.linear(gate)?, self.linear(up)?);
+                        share_orders([&mut gate, &mut up].into_iter());
+                        GateUp::Separate { gate, up }
+                    }
+                };
+                FeedForward::Mlp(Mlp { gate_up, down: self.linear(down)? })
             }
+            (FeedForwardPlan::Moe(_), None) => unreachable!("only a mixture of experts plans experts"),
         };
         Ok(Layer {
-            mlp: Mlp { gate_up, down: self.linear(&p.down)? },
+            feed_forward,
             attention_norm: self.norm(&p.attention_norm)?,
             attention: Attention { query, key, value, output, qk_norms, window: c.windows[i] },
             mlp_norm: self.norm(&p.mlp_norm)?,
             output_norms: self.norms(p.output_norms.as_ref())?,
         })
     }
-}
 
-/// Lets weights with equal row orders share one, so that their common input is permuted and quantized once.
-fn share(weights: &mut [&mut Weight]) {
-    for i in 1..weights.len() {
-        let (before, rest) = weights.split_at_mut(i);
-        if let Weight::Quantized(w) = &mut *rest[0] {
-            for other in before.iter() {
-                if let Weight::Quantized(other) = &**other {
-                    w.share_order(other);
-                }
+    fn moe(&mut self, hidden: usize, c: &MoeConfig, plan: &MoePlan) -> Result<Moe, ModelError> {
+        let router = self.linear(&plan.router)?;
+        let correction = match &plan.correction {
+            Some(name) => Some(self.checkpoint.dense(name, &[c.routing.experts])?.to_f32()),
+            None => None,
+        };
+        let first = self.modules.len();
+        let experts = match &plan.experts {
+            ExpertsPlan::Each(list) => list.iter().map(|parts| self.expert(parts)).collect::<Result<_, _>>()?,
+            ExpertsPlan::Stacked { gate_up, down } => self.stacked(gate_up, down, hidden, c)?,
+        };
+        let share = c.routing.top_k as f64 / c.routing.experts as f64;
+        self.modules[first..].iter_mut().for_each(|m| m.share = share);
+        let shared = match &plan.shared {
+            None => None,
+            Some(parts) => {
+                let mut expert = self.expert(parts)?;
+                share_orders([&mut expert.gate, &mut expert.up].into_iter());
+                let gate = plan.shared_gate.as_ref().map(|gate| self.linear(gate)).transpose()?;
+                Some(SharedExpert { expert, gate })
             }
+        };
+        let experts = Experts::new(experts).map_err(|source| ModelError::Pack { module: plan.router.name.clone(), source })?;
+        Ok(Moe { router, correction, experts, shared })
+    }
+
+    fn expert(&mut self, [gate, up, down]: &[Linear; 3]) -> Result<Expert, ModelError> {
+        Ok(Expert { gate: self.linear(gate)?, up: self.linear(up)?, down: self.linear(down)? })
+    }
+
+    /// Experts that stand in two tensors, one read after another.
+    fn stacked(&mut self, gate_up: &str, down: &str, hidden: usize, c: &MoeConfig) -> Result<Vec<Expert>, ModelError> {
+        let (count, width) = (c.routing.experts, c.width);
+        let mut pack = |name: &str, part: &str, e: usize, weight: &DenseTensor| {
+            let module = format!("{name}[{e}]{part}");
+            let packed = PackedDense::new(weight, None).map_err(|source| ModelError::Pack { module: module.clone(), source })?;
+            let weight = Weight::Dense(Arc::new(packed));
+            self.modules.push(ModuleUse::of(&module, &weight, false));
+            Ok::<_, ModelError>(weight)
+        };
+        let mut experts = Vec::with_capacity(count);
+        for e in 0..count {
+            let half = |rows| self.checkpoint.dense_of_stack(gate_up, [count, 2 * width, hidden], e, rows);
+            let (gate, up) = (half(0..width)?, half(width..2 * width)?);
+            let (gate, up) = (pack(gate_up, ".gate", e, &gate)?, pack(gate_up, ".up", e, &up)?);
+            let down = pack(down, "", e, &self.checkpoint.dense_of_stack(down, [count, hidden, width], e, 0..hidden)?)?;
+            experts.push(Expert { gate, up, down });
         }
+        for name in [gate_up, down] {
+            self.done += self.checkpoint.info(name).map_or(0, |i| i.bytes as u64);
+        }
+        (self.progress)(Progress { done: self.done, total: self.checkpoint.total_bytes() });
+        Ok(experts)
     }
 }
