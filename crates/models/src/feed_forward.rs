@@ -22,7 +22,7 @@ pub(crate) struct Mlp {
 
 /// One MLP or many.
 pub(crate) enum FeedForward {
-    Mlp(Mlp),
+    Mlp(Box<Mlp>),
     Moe(Box<Moe>),
 }
 

@@ -208,7 +208,7 @@ impl Loader<'_> {
                         GateUp::Separate { gate, up }
                     }
                 };
-                FeedForward::Mlp(Mlp { gate_up, down: self.linear(down)? })
+                FeedForward::Mlp(Box::new(Mlp { gate_up, down: self.linear(down)? }))
             }
             (FeedForwardPlan::Moe(_), None) => unreachable!("only a mixture of experts plans experts"),
         };
