@@ -39,6 +39,9 @@ fn words(report: &ModuleReport) -> String {
     format!("{}-bit {}, {group}, {sym}, {order}", report.bits, report.format.name())
 }
 
+/// Sizes and schemes of one expert's matrices, by their names.
+type Matrices<'a> = [BTreeMap<&'a str, String>; 2];
+
 /// Equal words of several matrices once, others with the names.
 fn joined(parts: &BTreeMap<&str, String>) -> String {
     let mut values: Vec<&String> = parts.values().collect();
@@ -53,7 +56,7 @@ fn joined(parts: &BTreeMap<&str, String>) -> String {
 pub fn expert_layers(checkpoint: &Checkpoint, reports: &[ModuleReport]) -> Vec<ExpertLayer> {
     let by_name: BTreeMap<&str, &ModuleReport> = reports.iter().map(|r| (r.module.as_str(), r)).collect();
     let modules = checkpoint.linear_modules();
-    let mut layers: BTreeMap<&str, BTreeMap<usize, [BTreeMap<&str, String>; 2]>> = BTreeMap::new();
+    let mut layers: BTreeMap<&str, BTreeMap<usize, Matrices<'_>>> = BTreeMap::new();
     for (module, (block, number, part)) in modules.iter().filter_map(|m| Some((m, expert_of(m)?))) {
         let dense = || {
             let info = checkpoint.info(&format!("{module}.weight"))?;
@@ -73,7 +76,7 @@ pub fn expert_layers(checkpoint: &Checkpoint, reports: &[ModuleReport]) -> Vec<E
     out
 }
 
-fn layer(block: &str, experts: &BTreeMap<usize, [BTreeMap<&str, String>; 2]>) -> ExpertLayer {
+fn layer(block: &str, experts: &BTreeMap<usize, Matrices<'_>>) -> ExpertLayer {
     let size = |sizes: &BTreeMap<&str, String>| sizes.iter().map(|(part, s)| format!("{part} {s}")).collect::<Vec<_>>().join(", ");
     let mut kinds: Vec<(String, String, Vec<usize>)> = vec![];
     for (&number, [sizes, schemes]) in experts {

@@ -221,7 +221,7 @@ fn scale_trap(scheme: &ResolvedScheme, shape: MoeShape) -> Option<(Outcome, Stri
     let group = usize::try_from(scheme.group_size).ok()?;
     let trap = scheme.method == "gptq_marlin" && shape.intermediate_per_rank == group && shape.hidden_size > group;
     let why = format!("an expert's width is one group ({group}): the scales of gate and up are put in the wrong order (vLLM PR #50196)");
-    trap.then(|| (Outcome::Wrong, why))
+    trap.then_some((Outcome::Wrong, why))
 }
 
 /// What goes wrong when tensors are read by a scheme.
