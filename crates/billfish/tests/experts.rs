@@ -72,6 +72,20 @@ fn other_programs_see_one_module_a_layer() {
     assert_eq!(cpu["outcome"], "refuses", "{cpu}");
 }
 
+/// Experts of other formats are experts: nothing else knows how they were stored.
+#[test]
+fn experts_of_every_format_tell_the_same() {
+    let dir = fixture("mixtral-w4-sym-g32");
+    let run = |dir: &str| ok(&["run", dir, "--prompt", "Once upon", "--max-tokens", "16", "--seed", "3"]).0;
+    let want = run(dir.to_str().unwrap());
+    let out = tempfile::tempdir().unwrap();
+    for format in ["awq", "compressed-tensors", "gptq_v2"] {
+        let to = out.path().join(format);
+        ok(&["convert", dir.to_str().unwrap(), to.to_str().unwrap(), "--to", format]);
+        assert_eq!(run(to.to_str().unwrap()), want, "{format}");
+    }
+}
+
 #[test]
 fn usage_of_experts() {
     let dir = fixture("glm4moe-w4-sym-g32");

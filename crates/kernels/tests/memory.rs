@@ -7,8 +7,8 @@ use billfish_models::{LoadOptions, Logits, Model, Scratch};
 use billfish_quantize::synth;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 
 /// The system's allocator, watched.
 struct Watched;
@@ -88,6 +88,9 @@ fn a_decode_step_allocates_nothing_but_kv_pages() {
 fn no_allocation_in_decode(checkpoint: &Checkpoint) {
     for activations in Activations::ALL {
         let model = load(checkpoint, activations);
+        // a thread allocates when it starts, which may be late: both have started once they have met
+        let both = Barrier::new(2);
+        model.backend().pool().run(2, &|_| drop(both.wait()));
         let mut cache = model.new_cache(200);
         let mut scratch = Scratch::default();
         // past the first page, so that the buffers have the size of two

@@ -222,6 +222,12 @@ mod tests {
         assert_eq!(windows(r#"{"model_type":"qwen2","sliding_window":8,"max_window_layers":1}"#), [None; 3]);
         let used = r#"{"model_type":"qwen2","use_sliding_window":true,"sliding_window":8,"max_window_layers":1}"#;
         assert_eq!(windows(used), [None, Some(8), Some(8)]);
+        let moe = r#""num_experts":4,"num_experts_per_tok":1,"moe_intermediate_size":8,"shared_expert_intermediate_size":8,"use_sliding_window":true,"sliding_window":8"#;
+        assert_eq!(windows(&format!(r#"{{"model_type":"qwen2_moe","max_window_layers":3,{moe}}}"#)), [Some(8), None, Some(8)]);
+        assert_eq!(windows(&format!(r#"{{"model_type":"qwen2_moe","max_window_layers":2,{moe}}}"#)), [Some(8), None, None]);
+        let all = r#"{"model_type":"qwen3_moe","num_experts":4,"num_experts_per_tok":1,"moe_intermediate_size":8"#;
+        assert_eq!(windows(&format!("{all}}}")), [None; 3]);
+        assert_eq!(windows(&format!(r#"{all},"use_sliding_window":true}}"#)), [Some(4096); 3]);
         let types = r#"{"model_type":"qwen2","use_sliding_window":true,"sliding_window":8,"layer_types":["sliding_attention","full_attention","full_attention"]}"#;
         assert_eq!(windows(types), [Some(8), None, None]);
     }

@@ -83,6 +83,7 @@ struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     progress: &'a mut dyn FnMut(Progress),
     done: u64,
+    total: u64,
     modules: Vec<ModuleUse>,
     quantize_head: bool,
     head: Option<HeadRounding>,
@@ -101,7 +102,8 @@ impl Model {
     ) -> Result<Model, ModelError> {
         let config = DecoderConfig::from_json(&format!("{}/config.json", checkpoint.name()), checkpoint.config())?;
         let quantize_head = options.quantize_head;
-        let mut loader = Loader { checkpoint, progress, done: 0, modules: vec![], quantize_head, head: None };
+        let total = checkpoint.total_bytes();
+        let mut loader = Loader { checkpoint, progress, done: 0, total, modules: vec![], quantize_head, head: None };
         // the largest dense weights first: while one is packed it exists twice, which is cheapest while nothing else does
         let vocabulary = loader.vocabulary(&config)?;
         let layers = (0..config.layers).map(|i| loader.layer(&config, i)).collect::<Result<Vec<_>, _>>()?;
@@ -119,7 +121,7 @@ impl Loader<'_> {
         let names = ["qweight", "qzeros", "scales", "g_idx", "weight", "bias", "weight_packed", "weight_scale", "scaled_zeros", "B", "s"];
         let bytes = names.iter().filter_map(|n| self.checkpoint.info(&format!("{prefix}.{n}"))).map(|i| i.bytes as u64).sum::<u64>();
         self.done += bytes;
-        (self.progress)(Progress { done: self.done, total: self.checkpoint.total_bytes() });
+        (self.progress)(Progress { done: self.done, total: self.total });
     }
 
     fn linear(&mut self, l: &Linear) -> Result<Weight, ModelError> {
@@ -272,7 +274,7 @@ impl Loader<'_> {
         for name in [gate_up, down] {
             self.done += self.checkpoint.info(name).map_or(0, |i| i.bytes as u64);
         }
-        (self.progress)(Progress { done: self.done, total: self.checkpoint.total_bytes() });
+        (self.progress)(Progress { done: self.done, total: self.total });
         Ok(experts)
     }
 }
