@@ -2,6 +2,8 @@
 
 mod common;
 
+use billfish::{Activations, LoadedModel, OpenOptions};
+use billfish_models::{Logits, Scratch};
 use common::{Folder, Tensors, doctor, error, fixture, json, mentions, ok};
 use serde_json::json;
 
@@ -83,6 +85,29 @@ fn experts_of_every_format_tell_the_same() {
         let to = out.path().join(format);
         ok(&["convert", dir.to_str().unwrap(), to.to_str().unwrap(), "--to", format]);
         assert_eq!(run(to.to_str().unwrap()), want, "{format}");
+    }
+}
+
+/// Each expert with an order of its rows of its own, end to end, against the same weights as floats in the order of their rows.
+#[test]
+fn experts_in_act_order_are_those_of_the_dense_folder() {
+    let out = tempfile::tempdir().unwrap();
+    let (quantized, dense) = (out.path().join("quantized"), out.path().join("dense"));
+    let paths = [quantized.to_str().unwrap(), dense.to_str().unwrap()];
+    for spec in ["tiny-moe:w4g16:act", "tiny-moe:w3g32:asym:act"] {
+        ok(&["synth", spec, paths[0]]);
+        ok(&["convert", paths[0], paths[1], "--to", "dense"]);
+        let [found, want] = [&quantized, &dense].map(|dir| {
+            let options = OpenOptions { activations: Activations::Strict, ..OpenOptions::default() };
+            let loaded = LoadedModel::open(dir, &options).unwrap();
+            let ids: Vec<u32> = (0..60).map(|i| i * 7 % 500).collect();
+            let mut scratch = Scratch::default();
+            loaded.model.forward(&mut loaded.model.new_cache(60), &ids, Logits::All, &mut scratch).unwrap().to_vec()
+        });
+        let size = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let off = found.iter().zip(&want).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(off <= 2e-5 * size, "{spec}: off by {off:e} of {size}");
+        paths.iter().for_each(|p| std::fs::remove_dir_all(p).unwrap());
     }
 }
 

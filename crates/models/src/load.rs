@@ -230,21 +230,23 @@ impl Loader<'_> {
             None => None,
         };
         let first = self.modules.len();
-        let experts = match &plan.experts {
+        let mut experts: Vec<Expert> = match &plan.experts {
             ExpertsPlan::Each(list) => list.iter().map(|parts| self.expert(parts)).collect::<Result<_, _>>()?,
             ExpertsPlan::Stacked { gate_up, down } => self.stacked(gate_up, down, hidden, c)?,
         };
         let share = c.routing.top_k as f64 / c.routing.experts as f64;
         self.modules[first..].iter_mut().for_each(|m| m.share = share);
-        let shared = match &plan.shared {
+        let mut shared = match &plan.shared {
             None => None,
             Some(parts) => {
-                let mut expert = self.expert(parts)?;
-                share_orders([&mut expert.gate, &mut expert.up].into_iter());
+                let expert = self.expert(parts)?;
                 let gate = plan.shared_gate.as_ref().map(|gate| self.linear(gate)).transpose()?;
                 Some(SharedExpert { expert, gate })
             }
         };
+        // all of them read the same rows
+        let all = experts.iter_mut().chain(shared.as_mut().map(|s| &mut s.expert));
+        share_orders(all.flat_map(|e| [&mut e.gate, &mut e.up]));
         let experts = Experts::new(experts).map_err(|source| ModelError::Pack { module: plan.router.name.clone(), source })?;
         Ok(Moe { router, correction, experts, shared })
     }
