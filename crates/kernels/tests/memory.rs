@@ -90,7 +90,9 @@ fn no_allocation_in_decode(checkpoint: &Checkpoint) {
         let model = load(checkpoint, activations);
         // a thread allocates when it starts, which may be late: both have started once they have met
         let both = Barrier::new(2);
-        model.backend().pool().run(2, &|_| drop(both.wait()));
+        model.backend().pool().run(2, &|_| {
+            both.wait();
+        });
         let mut cache = model.new_cache(200);
         let mut scratch = Scratch::default();
         // past the first page, so that the buffers have the size of two
