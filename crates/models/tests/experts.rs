@@ -34,9 +34,12 @@ fn logits(model: &Model) -> Vec<f32> {
     model.forward(&mut model.new_cache(ids.len()), &ids, Logits::All, &mut Scratch::default()).unwrap().to_vec()
 }
 
+/// A fixture, what is done to it, and words of the message.
+type Case = (&'static str, fn(&mut Tensors, &mut Value), &'static [&'static str]);
+
 #[test]
 fn what_is_wrong_is_named_when_it_is_loaded() {
-    let cases: [(&str, fn(&mut Tensors, &mut Value), &[&str]); 9] = [
+    let cases: [Case; 9] = [
         (
             "qwen3moe-w4-sym-g32",
             |t, _| t.retain(|name, _| !name.contains("layers.1.mlp.experts.5.up_proj")),
