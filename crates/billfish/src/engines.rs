@@ -3,6 +3,7 @@
 //! Sources: what those programs did with checkpoints of each kind on a CPU in November 2026 (vLLM 0.32.0, GPTQModel 7.7.0,
 //! mistral.rs 9e92262, ONNX Runtime GenAI), and what `vllm.rs` makes of the description of vLLM 0.14.1.
 
+use crate::experts::expert_of;
 use crate::vllm::VllmReport;
 use billfish_formats::{CheckpointFormat, GroupSize, ModuleReport, ZeroDialect};
 
@@ -46,6 +47,7 @@ struct Traits {
     symmetric: bool,
     act_order: bool,
     mixed: bool,
+    experts: bool,
     /// Whether any zero points are stored as they are.
     v2: bool,
     /// A module whose zero points are stored otherwise than the config says.
@@ -68,6 +70,7 @@ fn traits(modules: &[ModuleReport]) -> Option<Traits> {
         symmetric: modules.iter().all(|m| m.midpoint),
         act_order: modules.iter().any(|m| m.act_order && m.group_size != GroupSize::Channel),
         mixed: !modules.iter().all(same),
+        experts: modules.iter().any(|m| expert_of(&m.module).is_some()),
         widths,
     })
 }
@@ -87,6 +90,9 @@ pub fn engines(modules: &[ModuleReport], vllm: Option<&VllmReport>) -> Vec<Engin
     }
     let cpu = "vLLM 0.32, CPU";
     match t.format {
+        CheckpointFormat::Gptq | CheckpointFormat::GptqV2 if t.experts => {
+            say(cpu, Refuses, "quantized experts run on a CPU from 0.33 on, with AMX only");
+        }
         CheckpointFormat::Gptq | CheckpointFormat::GptqV2 if t.widths != [4] || t.mixed => {
             say(cpu, Refuses, &format!("it runs 4-bit GPTQ of one kind, this has {widths} bits"));
         }

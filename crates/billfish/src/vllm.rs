@@ -3,8 +3,9 @@
 //! The rules stand in [`billfish_formats::method`]; here they meet the tensors of a folder.
 
 use crate::Outcome;
+use crate::experts::expert_of;
 use billfish_formats::method::{
-    Activation, AwqConfig, FusedModules, FusedTrap, Layer, MethodError, ModuleConfig, Note, Platform, Resolution, ResolvedScheme,
+    Activation, AwqConfig, FusedModules, FusedTrap, Layer, MethodError, ModuleConfig, MoeShape, Note, Platform, Resolution, ResolvedScheme,
     check_engine, infer_modules, select,
 };
 use billfish_formats::{Checkpoint, ModuleReport, ZeroDialect};
@@ -170,15 +171,22 @@ fn resolve_all(checkpoint: &Checkpoint, reports: &[ModuleReport], mut read: Desc
     let fused = fused_modules(&names);
     let mut wholes: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for name in names {
-        wholes.entry(fused_name(&fused, &name)).or_default().push(name);
+        // the experts of a layer are one module there
+        let whole = expert_of(&name).map_or_else(|| fused_name(&fused, &name), |(experts, ..)| experts.into());
+        wholes.entry(whole).or_default().push(name);
     }
     let by_name: BTreeMap<&str, &ModuleReport> = reports.iter().map(|r| (r.module.as_str(), r)).collect();
     let resolve = |(module, mut parts): (String, Vec<String>)| {
         // in the order of the group, not of the names
         let order = fused.parts(&module).unwrap_or_default();
         parts.sort_by_key(|part| order.iter().position(|p| p == part));
-        let layer = if module.ends_with("lm_head") { Layer::Head } else { Layer::Linear };
         let stored: Vec<Option<&ModuleReport>> = parts.iter().map(|p| by_name.get(p.as_str()).copied()).collect();
+        let experts = parts.first().filter(|p| expert_of(p).is_some()).map(|_| moe_shape(stored.iter().flatten().copied()));
+        let layer = match experts {
+            Some(shape) => Layer::Experts(shape),
+            None if module.ends_with("lm_head") => Layer::Head,
+            None => Layer::Linear,
+        };
         let (verdict, problem) = match read.resolve(layer, &module, &fused) {
             Err(e) => ("refused".into(), Some((Outcome::Refuses, e.to_string()))),
             Ok(Resolution::Unquantized(_)) => {
@@ -188,7 +196,8 @@ fn resolve_all(checkpoint: &Checkpoint, reports: &[ModuleReport], mut read: Desc
             }
             Ok(Resolution::Quantized { scheme, .. }) => {
                 let text = format!("{} bit, group {}, {}", scheme.bits, scheme.group_size, scheme.method);
-                let problem = stored.iter().find_map(|part| compare(&scheme, *part));
+                let trap = experts.and_then(|shape| scale_trap(&scheme, shape));
+                let problem = stored.iter().find_map(|part| compare(&scheme, *part)).or(trap);
                 (text, problem)
             }
         };
@@ -196,6 +205,23 @@ fn resolve_all(checkpoint: &Checkpoint, reports: &[ModuleReport], mut read: Desc
         VllmModule { module, parts, verdict, problem, traps }
     };
     wholes.into_iter().map(resolve).collect()
+}
+
+/// The sizes of a layer's experts, from the modules that are quantized.
+fn moe_shape<'a>(mut parts: impl Iterator<Item = &'a ModuleReport>) -> MoeShape {
+    let down = |r: &ModuleReport| r.module.ends_with(".down_proj") || r.module.ends_with(".w2");
+    let sizes = |r: &ModuleReport| if down(r) { (r.out_features, r.in_features) } else { (r.in_features, r.out_features) };
+    let (hidden_size, intermediate_per_rank) = parts.next().map_or((0, 0), sizes);
+    MoeShape { hidden_size, intermediate_per_rank, silu: true, router_weight_on_input: false }
+}
+
+/// The scales of gate and up are put into the kernel's order by the width of an expert instead of the hidden size: where the
+/// width is one group, that is the order for one group a column.
+fn scale_trap(scheme: &ResolvedScheme, shape: MoeShape) -> Option<(Outcome, String)> {
+    let group = usize::try_from(scheme.group_size).ok()?;
+    let trap = scheme.method == "gptq_marlin" && shape.intermediate_per_rank == group && shape.hidden_size > group;
+    let why = format!("an expert's width is one group ({group}): the scales of gate and up are put in the wrong order (vLLM PR #50196)");
+    trap.then_some((Outcome::Wrong, why))
 }
 
 /// What goes wrong when tensors are read by a scheme.
@@ -224,4 +250,22 @@ fn compare(scheme: &ResolvedScheme, part: Option<&ModuleReport>) -> Option<(Outc
         _ => return None,
     };
     Some((Wrong, why.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expert_as_wide_as_a_group_is_a_trap() {
+        let scheme = |method, group_size| ResolvedScheme { method, bits: 4, group_size, desc_act: false, sym: true, v2: false };
+        let shape = |width| MoeShape { hidden_size: 512, intermediate_per_rank: width, silu: true, router_weight_on_input: false };
+        let (outcome, why) = scale_trap(&scheme("gptq_marlin", 128), shape(128)).unwrap();
+        assert!(outcome == Outcome::Wrong && why.contains("one group (128)"), "{why}");
+        for (method, group, width) in
+            [("gptq_marlin", 128, 256), ("moe_wna16", 128, 128), ("gptq_marlin", -1, 128), ("gptq_marlin", 512, 512)]
+        {
+            assert_eq!(scale_trap(&scheme(method, group), shape(width)), None, "{method} {group} {width}");
+        }
+    }
 }

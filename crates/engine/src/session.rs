@@ -110,6 +110,11 @@ impl<'m> Session<'m> {
         Session { model, tokenizer, cache: model.new_cache(0), scratch: Scratch::default(), tokens: vec![], logits: vec![] }
     }
 
+    /// How many tokens each expert has had so far, `[layers, experts]`; empty without experts.
+    pub fn expert_usage(&self) -> &[u64] {
+        self.scratch.expert_usage()
+    }
+
     /// Continues `request.prompt` and hands each piece of text to `emit` as soon as it is final: whole characters, never
     /// the beginning of a stop text.
     ///

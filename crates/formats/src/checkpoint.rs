@@ -15,6 +15,7 @@ use bytemuck::{AnyBitPattern, NoUninit};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Bound, Range};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -374,6 +375,26 @@ impl Checkpoint {
             .map_err(|e| tensor.wrong("a dense tensor", e.to_string(), crate::error::DAMAGED))
     }
 
+    /// Reads some rows of matrix `i` of a stack of dense matrices `[count, N, K]`, such as the experts of a layer in one
+    /// tensor.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::dense`].
+    ///
+    /// # Panics
+    /// If a stack of that shape has no such rows.
+    pub fn dense_of_stack(&self, name: &str, shape: [usize; 3], i: usize, rows: Range<usize>) -> Result<DenseTensor, FormatError> {
+        let [count, n, k] = shape;
+        assert!(i < count && rows.start < rows.end && rows.end <= n, "rows {rows:?} of matrix {i} of {shape:?}");
+        let tensor = self.need_dense(name, &shape)?;
+        let row = k * tensor.info.dtype.size();
+        let mut bytes = vec![0; rows.len() * row];
+        tensor.read_range((i * n + rows.start) * row, &mut bytes)?;
+        tensor.mark_read();
+        DenseTensor::new(tensor.info.dtype, vec![rows.len(), k], bytes)
+            .map_err(|e| tensor.wrong("a dense tensor", e.to_string(), crate::error::DAMAGED))
+    }
+
     /// A dense tensor of exactly this shape.
     pub(crate) fn need_dense(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, FormatError> {
         let tensor = self.need(name)?;
@@ -383,6 +404,11 @@ impl Checkpoint {
             return Err(tensor.wrong(format!("shape {shape:?}"), format!("shape {:?}", tensor.info.shape), remedy));
         }
         Ok(tensor)
+    }
+
+    /// Whether there is a tensor whose name begins so.
+    pub fn has_tensors(&self, prefix: &str) -> bool {
+        self.tensors.range::<str, _>((Bound::Included(prefix), Bound::Unbounded)).next().is_some_and(|(name, _)| name.starts_with(prefix))
     }
 
     /// Whether a linear module is quantized: its tensors decide, and a quantization config that says otherwise is a warning.

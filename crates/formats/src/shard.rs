@@ -14,14 +14,19 @@
 //! With act-order the rows of a rank belong to any groups, and a group's rows to any ranks. Whoever slices the scales by
 //! position there, or numbers the groups anew, computes something else without an error: the tests show what.
 //!
+//! Of an expert, gate and up are column-parallel and stand side by side (`w13`), down is row-parallel (`w2`, with all of its
+//! scales under act-order); or whole experts are distributed in blocks.
+//!
 //! Zero points stay as they are stored: nothing here needs to know which value they stand for.
 
 mod cut;
 mod error;
+mod experts;
 mod fused;
 mod tensors;
 
 pub use cut::{Cuts, Rank};
 pub use error::ShardError;
+pub use experts::{ExpertMap, ExpertShard, ExpertTensors};
 pub use fused::check_fused_order;
 pub use tensors::GptqTensors;

@@ -4,6 +4,7 @@ use crate::arch::generic::{DigitOrder, QuantizeArgs};
 use crate::arch::{Kernels, band_rows};
 use crate::pack::{BlockAt, PackedMatrix, STEP};
 use crate::threads::Pool;
+use std::ops::Range;
 
 /// How precisely activations enter a matmul with quantized weights. A property of the request, the same for every row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -106,23 +107,36 @@ pub(crate) struct Tile {
     pub start: usize,
     pub count: usize,
     pub rows: usize,
-    /// Rows of all tiles before this one, padding included.
+    /// Where its rows stand among those of all tiles, padding included.
     pub padded_start: usize,
 }
 
 /// Cuts `m` rows into tiles of the sizes that kernels exist for (ascending): as few as possible, evenly filled.
 pub(crate) fn tiles(m: usize, sizes: &[usize], out: &mut Vec<Tile>) {
     out.clear();
+    add_tiles(0..m, sizes, &mut 0, out);
+}
+
+/// Cuts a range of rows likewise and adds its tiles to `out`. `padded` counts the rows of all tiles, padding included.
+pub(crate) fn add_tiles(range: Range<usize>, sizes: &[usize], padded: &mut usize, out: &mut Vec<Tile>) {
     let largest = sizes.last().copied().unwrap_or(1);
+    let m = range.len();
     let count = m.div_ceil(largest);
-    let (mut start, mut padded_start) = (0, 0);
+    let mut start = 0;
     for i in 0..count {
         let end = m * (i + 1) / count;
         let rows = sizes.iter().copied().find(|&s| s >= end - start).unwrap_or(largest);
-        out.push(Tile { start, count: end - start, rows, padded_start });
+        out.push(Tile { start: range.start + start, count: end - start, rows, padded_start: *padded });
         start = end;
-        padded_start += rows;
+        *padded += rows;
     }
+}
+
+/// The tiles of an input.
+#[derive(Clone, Copy)]
+pub(crate) struct Cut<'a> {
+    pub tiles: &'a [Tile],
+    pub order: DigitOrder,
 }
 
 /// Quantized activations; the buffers are kept from call to call.
@@ -135,6 +149,8 @@ pub(crate) struct QuantizedInput {
     /// Quads of one row and plane.
     pub quads: usize,
     pub blocks: usize,
+    /// Rows of all tiles, padding included.
+    padded: usize,
     digits: Vec<i32>,
     scales: Vec<f32>,
     sums: Vec<i32>,
@@ -149,25 +165,74 @@ impl QuantizedInput {
 
     /// Quantizes the `m` rows of `x` in the row order and blocks of `weight`.
     pub fn fill(&mut self, kernels: &Kernels, pool: &Pool, weight: &PackedMatrix, x: Input<'_>, m: usize, activations: Activations) {
+        self.begin(weight, activations);
+        // groups that fill no step are left to the vectors: a tile unit would mostly multiply padding
+        let blocks: &[BlockAt] = &weight.blocks;
+        let filled = !blocks.is_empty() && blocks.len() * STEP <= weight.in_features.next_multiple_of(STEP);
+        if filled && m >= kernels.band_from[self.planes - 1] {
+            self.order = DigitOrder::Steps;
+            self.quads = self.order.quads(blocks);
+        }
+        self.cut(kernels, 0..m, None);
+        x.check(m, weight.in_features);
+        self.quantize(kernels, pool, weight, x, 0..self.tiles.len(), None);
+    }
+
+    /// Forgets what it holds and takes the blocks of `weight`; tiles are to be cut next.
+    pub fn begin(&mut self, weight: &PackedMatrix, activations: Activations) {
         let blocks: &[BlockAt] = &weight.blocks;
         self.planes = activations.planes();
         self.blocks = blocks.len();
-        // groups that fill no step are left to the vectors: a tile unit would mostly multiply padding
-        let filled = !blocks.is_empty() && blocks.len() * STEP <= weight.in_features.next_multiple_of(STEP);
-        let band = filled && m >= kernels.band_from[self.planes - 1];
-        self.order = if band { DigitOrder::Steps } else { DigitOrder::Quads };
+        self.order = DigitOrder::Quads;
         self.quads = self.order.quads(blocks);
-        let sizes = if band { &[band_rows(self.planes)] } else { kernels.tile_rows[self.planes - 1] };
-        tiles(m, sizes, &mut self.tiles);
-        let padded = self.tiles.last().map_or(0, |t| t.padded_start + t.rows);
-        // stale digits of padding rows are harmless: their results are never read
-        grow(&mut self.digits, padded * self.planes * self.quads);
-        grow(&mut self.scales, padded * self.blocks);
+        self.padded = 0;
+        self.tiles.clear();
+    }
+
+    /// Adds tiles that are one row each, for `m` rows that tiles cut later are gathered from.
+    pub fn cut_singles(&mut self, m: usize) {
+        let padded = self.padded;
+        self.tiles.extend((0..m).map(|i| Tile { start: i, count: 1, rows: 1, padded_start: padded + i }));
+        self.padded += m;
+    }
+
+    /// Cuts a range of rows into tiles and returns which tiles they are. With `singles`, row i is the one that stands in
+    /// single tile `singles[i]`, so that a tile of one row is that one and needs no place of its own.
+    pub fn cut(&mut self, kernels: &Kernels, rows: Range<usize>, singles: Option<&[u32]>) -> Range<usize> {
+        let from = self.tiles.len();
+        let bands = [band_rows(self.planes)];
+        let sizes: &[usize] = if self.order == DigitOrder::Steps { &bands } else { kernels.tile_rows[self.planes - 1] };
+        add_tiles(rows, sizes, &mut self.padded, &mut self.tiles);
+        if let Some(singles) = singles {
+            for tile in self.tiles[from..].iter_mut().filter(|t| t.rows == 1) {
+                tile.padded_start = singles[tile.start] as usize;
+            }
+        }
+        from..self.tiles.len()
+    }
+
+    /// Makes room for the rows of all tiles. Stale digits of padding rows are harmless: their results are never read.
+    fn make_room(&mut self) {
+        grow(&mut self.digits, self.padded * self.planes * self.quads);
+        grow(&mut self.scales, self.padded * self.blocks);
         let sum_kinds = self.sum_kinds();
-        grow(&mut self.sums, padded * self.blocks * sum_kinds);
+        grow(&mut self.sums, self.padded * self.blocks * sum_kinds);
+    }
+
+    /// Quantizes the rows of some tiles in the row order and blocks of `weight`. Row i is row `pick[i]` of `x`, if
+    /// there is a `pick`.
+    pub fn quantize(
+        &mut self,
+        kernels: &Kernels,
+        pool: &Pool,
+        weight: &PackedMatrix,
+        x: Input<'_>,
+        tiles: Range<usize>,
+        pick: Option<&[u32]>,
+    ) {
         let k = weight.in_features;
-        x.check(m, k);
-        grow(&mut self.rows, self.tiles.len() * k);
+        self.make_room();
+        grow(&mut self.rows, tiles.len() * k);
         let permutation = weight.order.permutation.as_deref();
         assert!(permutation.is_none_or(|p| p.len() == k), "a permutation has K entries");
         let (digits, scales, sums) = (Out(self.digits.as_mut_ptr()), Out(self.scales.as_mut_ptr()), Out(self.sums.as_mut_ptr()));
@@ -176,18 +241,19 @@ impl QuantizedInput {
         let quantize = kernels.quantize[self.planes - 1];
         let this = &*self;
         let one_tile = |i: usize| {
-            let t = this.tiles[i];
+            let t = this.tiles[tiles.start + i];
             // SAFETY: tile `i` alone has these K floats of the room that was sized above.
             let room = unsafe { std::slice::from_raw_parts_mut(rows.at(i * k), k) };
             for row in 0..t.count {
-                let x = x.row(kernels, t.start + row, k, room);
+                let source = pick.map_or(t.start + row, |p| p[t.start + row] as usize);
+                let x = x.row(kernels, source, k, room);
                 // SAFETY: the table's instruction set is available; blocks and permutation stay inside `x` by how they
                 // were packed; each tile writes its own part of the three buffers, which were sized just above.
                 unsafe {
                     quantize(&QuantizeArgs {
                         x,
                         permutation,
-                        blocks,
+                        blocks: &weight.blocks,
                         rows: t.rows,
                         row,
                         scale: weight.activation_scale,
@@ -199,11 +265,44 @@ impl QuantizedInput {
                 }
             }
         };
-        if m * k < 32_768 {
-            (0..this.tiles.len()).for_each(one_tile);
+        if this.tiles[tiles.clone()].iter().map(|t| t.count).sum::<usize>() * k < 32_768 {
+            (0..tiles.len()).for_each(one_tile);
         } else {
-            pool.run(this.tiles.len(), &one_tile);
+            pool.run(tiles.len(), &one_tile);
         }
+    }
+
+    /// Copies rows that stand in single tiles into the tiles that were cut after them: row i from single `singles[i]`.
+    pub fn gather(&mut self, pool: &Pool, tiles: Range<usize>, singles: &[u32]) {
+        self.make_room();
+        let widths = [self.planes * self.quads, self.blocks, self.blocks * self.sum_kinds()];
+        let rows = self.tiles[tiles.clone()].iter().filter(|t| t.rows > 1).map(|t| t.count).sum::<usize>();
+        let (digits, scales, sums) = (Out(self.digits.as_mut_ptr()), Out(self.scales.as_mut_ptr()), Out(self.sums.as_mut_ptr()));
+        let all = &self.tiles[tiles];
+        let one_tile = |i: usize| {
+            let t = all[i];
+            // a tile of one row is the single itself
+            for row in 0..if t.rows > 1 { t.count } else { 0 } {
+                let single = singles[t.start + row] as usize;
+                // SAFETY: both lie in the buffers, whose size counts every tile; singles are only read here, and each
+                // tile of several rows is written by its own call.
+                unsafe {
+                    spread(digits.at(single * widths[0]), digits.at(t.padded_start * widths[0] + row), widths[0], t.rows);
+                    spread(scales.at(single * widths[1]), scales.at(t.padded_start * widths[1] + row), widths[1], t.rows);
+                    spread(sums.at(single * widths[2]), sums.at(t.padded_start * widths[2] + row), widths[2], t.rows);
+                }
+            }
+        };
+        if rows * widths[0] < 32_768 {
+            (0..all.len()).for_each(one_tile);
+        } else {
+            pool.run(all.len(), &one_tile);
+        }
+    }
+
+    /// Its tiles and how their digits stand.
+    pub fn cut_tiles(&self) -> Cut<'_> {
+        Cut { tiles: &self.tiles, order: self.order }
     }
 
     /// Digits, scales and sums of a tile.
@@ -213,6 +312,17 @@ impl QuantizedInput {
             &self.scales[t.padded_start * self.blocks..],
             &self.sums[t.padded_start * self.blocks * self.sum_kinds()..],
         )
+    }
+}
+
+/// Copies `len` elements to every `step`th place.
+///
+/// # Safety
+/// Both must be valid for as many elements as that touches, and must not overlap.
+unsafe fn spread<T: Copy>(from: *const T, to: *mut T, len: usize, step: usize) {
+    for i in 0..len {
+        // SAFETY: the caller's.
+        unsafe { *to.add(i * step) = *from.add(i) };
     }
 }
 
@@ -248,14 +358,16 @@ mod tests {
         let mut out = vec![];
         for sizes in [&[1, 4][..], &[1, 2, 4, 6, 8, 10, 12], &[1]] {
             for m in 0..70 {
-                tiles(m, sizes, &mut out);
-                let mut next = (0, 0);
+                out.clear();
+                let mut padded = 5;
+                add_tiles(3..3 + m, sizes, &mut padded, &mut out);
+                let mut next = (3, 5);
                 for t in &out {
                     assert_eq!((t.start, t.padded_start), next);
                     assert!(t.count >= 1 && t.count <= t.rows && sizes.contains(&t.rows));
                     next = (t.start + t.count, t.padded_start + t.rows);
                 }
-                assert_eq!(next.0, m);
+                assert_eq!(next, (3 + m, padded));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A backend: one instruction set and one pool of threads, and the operations a network is made of.
 
-use crate::activations::{Activations, Input, Out, QuantizedInput, Tile, grow, tiles};
+use crate::activations::{Activations, Cut, Input, Out, QuantizedInput, Tile, grow, tiles};
 use crate::arch::generic::dense::Element;
 use crate::arch::generic::{DenseArgs, DigitOrder, TileArgs};
 use crate::arch::{self, BAND_TILES, Kernels, band_rows};
@@ -102,11 +102,23 @@ pub struct MatmulScratch {
 
 /// Panels of product `product` times some tiles of rows, with quantized input `input` if the weight is quantized.
 #[derive(Clone, Copy)]
-struct Chunk {
-    product: usize,
-    input: usize,
-    panels: (usize, usize),
-    tiles: (usize, usize),
+pub(crate) struct Chunk {
+    pub product: usize,
+    pub input: usize,
+    pub panels: (usize, usize),
+    pub tiles: (usize, usize),
+}
+
+/// What a product of a region multiplies and where its results go.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub weight: &'a Weight,
+    pub out: Out<f32>,
+    pub add: bool,
+    /// The row of the input whose result is row 0 of `out`.
+    pub first: usize,
+    /// The input as floats, for a dense weight.
+    pub floats: &'a [f32],
 }
 
 /// Bytes of activations that are multiplied with a panel before the next panel comes: with the panel they fit the second
@@ -167,7 +179,6 @@ impl Backend {
         let mut distinct = 0;
         let mut dense = None;
         let bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
-        let in_one_go = bytes / (CLAIMS * self.threads());
         for i in 0..products.len() {
             let weight = products[i].weight;
             x.check(m, weight.in_features());
@@ -190,28 +201,11 @@ impl Backend {
                 }
                 Weight::Dense(w) => dense = Some(w.in_features),
             }
-            let panels = weight.out_features().div_ceil(PANEL);
-            let (count, at_once) = match weight {
-                Weight::Quantized(w) => {
-                    let input = &inputs[input];
-                    let at_once = tiles_at_once(input.tiles.first().map_or(1, |t| t.rows), w.in_features * input.planes);
-                    // a band kernel unpacks codes for all its tiles once
-                    let at_once = match (input.order, at_once) {
-                        (DigitOrder::Quads, _) => at_once,
-                        (DigitOrder::Steps, ..BAND_TILES) => at_once.max(2),
-                        (DigitOrder::Steps, _) => at_once / BAND_TILES * BAND_TILES,
-                    };
-                    (input.tiles.len(), at_once)
-                }
-                Weight::Dense(w) => (dense_tiles.len(), tiles_at_once(dense_tiles.first().map_or(1, |t| t.rows), w.in_features * 4)),
+            let cut = match weight {
+                Weight::Dense(_) => Cut { tiles: dense_tiles, order: DigitOrder::Quads },
+                Weight::Quantized(_) => inputs[input].cut_tiles(),
             };
-            let claim = if count == 1 { in_one_go.max(CHUNK_BYTES) } else { CHUNK_BYTES };
-            let step = (claim / weight.panel_bytes().max(1)).clamp(1, panels);
-            for tile in (0..count).step_by(at_once) {
-                let tiles = (tile, (tile + at_once).min(count));
-                let chunk = |from: usize| Chunk { product: i, input, panels: (from, (from + step).min(panels)), tiles };
-                chunks.extend((0..panels).step_by(step).map(chunk));
-            }
+            self.cut(chunks, Chunk { product: i, input, panels: (0, 0), tiles: (0, cut.tiles.len()) }, weight, cut, activations, bytes);
         }
         let floats = match (dense, x) {
             (None, _) => &[],
@@ -224,32 +218,67 @@ impl Backend {
                 &whole[..m * k]
             }
         };
-        // SAFETY (of the writes below): each chunk writes columns of its own of one `out`, whose length was checked.
-        let outs = products.iter_mut().map(|p| (p.weight, Out(p.out.as_mut_ptr()), p.add));
-        let mut flat: [Option<(&Weight, Out<f32>, bool)>; 4] = [None; 4];
+        // SAFETY (of the writes of `run`): each chunk writes columns of its own of one `out`, whose length was checked.
+        let outs = products.iter_mut().map(|p| Place { weight: p.weight, out: Out(p.out.as_mut_ptr()), add: p.add, first: 0, floats });
+        let mut flat: [Option<Place<'_>>; 4] = [None; 4];
         assert!(outs.len() <= flat.len(), "at most four weights share an input");
         flat.iter_mut().zip(outs).for_each(|(f, o)| *f = Some(o));
-        let (inputs, dense_tiles) = (&*inputs, &*dense_tiles);
-        let work = |i: usize| {
+        self.run(chunks, inputs, dense_tiles, &|product| flat[product]);
+    }
+
+    /// Cuts a product into chunks, `all` being the tiles of its input and `whole` the product with all its panels and
+    /// the range of its tiles. `bytes` are those of all weights of the region.
+    pub(crate) fn cut(&self, chunks: &mut Vec<Chunk>, whole: Chunk, weight: &Weight, all: Cut<'_>, activations: Activations, bytes: usize) {
+        let panels = weight.out_features().div_ceil(PANEL);
+        let row_bytes = match weight {
+            Weight::Quantized(w) => w.in_features * activations.planes(),
+            Weight::Dense(w) => w.in_features * 4,
+        };
+        let (first, end) = whole.tiles;
+        let at_once = tiles_at_once(all.tiles[first..end].first().map_or(1, |t| t.rows), row_bytes);
+        // a band kernel unpacks codes for all its tiles once
+        let at_once = match (all.order, at_once) {
+            (DigitOrder::Quads, _) => at_once,
+            (DigitOrder::Steps, ..BAND_TILES) => at_once.max(2),
+            (DigitOrder::Steps, _) => at_once / BAND_TILES * BAND_TILES,
+        };
+        let in_one_go = bytes / (CLAIMS * self.threads());
+        let claim = if end - first == 1 { in_one_go.max(CHUNK_BYTES) } else { CHUNK_BYTES };
+        let step = (claim / weight.panel_bytes().max(1)).clamp(1, panels);
+        for tile in (first..end).step_by(at_once) {
+            let tiles = (tile, (tile + at_once).min(end));
+            chunks.extend((0..panels).step_by(step).map(|from| Chunk { panels: (from, (from + step).min(panels)), tiles, ..whole }));
+        }
+    }
+
+    /// Computes all chunks in one region of the pool. `place` tells what a product reads and where it writes; the caller
+    /// answers for its pointers: each must hold the rows of its chunks' tiles, and no two chunks may share an element.
+    pub(crate) fn run<'a>(
+        &self,
+        chunks: &[Chunk],
+        inputs: &[QuantizedInput],
+        dense_tiles: &[Tile],
+        place: &(dyn Fn(usize) -> Option<Place<'a>> + Sync),
+    ) {
+        self.pool.run(chunks.len(), &|i: usize| {
             let c = chunks[i];
-            let Some((weight, out, add)) = flat[c.product] else { return };
+            let Some(to) = place(c.product) else { return };
             for p in c.panels.0..c.panels.1 {
-                match weight {
+                match to.weight {
                     Weight::Quantized(w) => {
                         let input = &inputs[c.input];
                         match input.order {
-                            DigitOrder::Quads => self.quantized_panel(w, input, c.tiles, p, out, add),
-                            DigitOrder::Steps => self.quantized_bands(w, input, c.tiles, p, out, add),
+                            DigitOrder::Quads => self.quantized_panel(w, input, c.tiles, p, &to),
+                            DigitOrder::Steps => self.quantized_bands(w, input, c.tiles, p, &to),
                         }
                     }
-                    Weight::Dense(w) => self.dense_panel(w, &dense_tiles[c.tiles.0..c.tiles.1], floats, p, out, add),
+                    Weight::Dense(w) => self.dense_panel(w, &dense_tiles[c.tiles.0..c.tiles.1], p, &to),
                 }
             }
-        };
-        self.pool.run(chunks.len(), &work);
+        });
     }
 
-    fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, out: Out<f32>, add: bool) {
+    fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, to: &Place<'_>) {
         let panel = w.panel(p);
         let mut result = [0.0f32; PANEL * MAX_ROWS];
         for (i, t) in input.tiles[tiles.0..tiles.1].iter().enumerate() {
@@ -270,11 +299,11 @@ impl Backend {
                     fresh: i == 0,
                 });
             }
-            store(&result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), out, add);
+            store(&result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
         }
     }
 
-    fn quantized_bands(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, out: Out<f32>, add: bool) {
+    fn quantized_bands(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, to: &Place<'_>) {
         const HALF: usize = PANEL / 2;
         let kernel = (self.kernels.band)(w.panel_bits, input.planes).expect("digits stand so only where there are band kernels");
         let rows = band_rows(input.planes);
@@ -300,19 +329,19 @@ impl Backend {
             for (i, rows) in result.chunks_exact(rows * HALF).enumerate() {
                 let first = p * PANEL + i / band.len() * HALF;
                 if first < w.out_features {
-                    store(rows, HALF, &band[i % band.len()], first, w.out_features, w.bias.as_deref(), out, add);
+                    store(rows, HALF, &band[i % band.len()], first, w.out_features, w.bias.as_deref(), to);
                 }
             }
         }
     }
 
-    fn dense_panel(&self, w: &PackedDense, tiles: &[Tile], x: &[f32], p: usize, out: Out<f32>, add: bool) {
+    fn dense_panel(&self, w: &PackedDense, tiles: &[Tile], p: usize, to: &Place<'_>) {
         let element = match w.dtype {
             DType::F16 => Element::F16,
             DType::BF16 => Element::BF16,
             _ => Element::F32,
         };
-        let k = w.in_features;
+        let (k, x) = (w.in_features, to.floats);
         let mut result = [0.0f32; PANEL * MAX_ROWS];
         for t in tiles {
             let kernel = (self.kernels.dense)(element, t.rows).expect("tiles are cut to sizes that have kernels");
@@ -321,7 +350,7 @@ impl Backend {
             // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, the rows K floats each,
             // `result` MAX_ROWS rows.
             unsafe { kernel(&DenseArgs { panel: w.panel(p).as_ptr(), k, x: rows, out: result.as_mut_ptr() }) };
-            store(&result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), out, add);
+            store(&result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
         }
     }
 
@@ -380,17 +409,16 @@ impl Backend {
 /// Rows of the largest tile of any kernel.
 const MAX_ROWS: usize = 12;
 
-/// Copies the real rows and columns of a result of `width` columns, from column `first` on, to `out`, `[M, n]`, with the
-/// bias, or adds them.
-#[allow(clippy::too_many_arguments)] // the one place where results leave
-fn store(result: &[f32], width: usize, t: &Tile, first: usize, n: usize, bias: Option<&[f32]>, out: Out<f32>, add: bool) {
+/// Copies the real rows and columns of a result of `width` columns, from column `first` on, to its place, `[M, n]`, with
+/// the bias, or adds them.
+fn store(result: &[f32], width: usize, t: &Tile, first: usize, n: usize, bias: Option<&[f32]>, to: &Place<'_>) {
     let cols = width.min(n - first);
     for r in 0..t.count {
         let row = &result[r * width..r * width + cols];
-        let at = out.at((t.start + r) * n + first);
-        // SAFETY: row `start + r` and these columns lie inside `out`, and no other chunk writes them.
+        let at = to.out.at((t.start - to.first + r) * n + first);
+        // SAFETY: row `start - first + r` and these columns lie inside `out`, and no other chunk writes them.
         let place = unsafe { std::slice::from_raw_parts_mut(at, cols) };
-        match (bias.map(|b| &b[first..]), add) {
+        match (bias.map(|b| &b[first..]), to.add) {
             (None, false) => place.copy_from_slice(row),
             (None, true) => place.iter_mut().zip(row).for_each(|(o, &v)| *o += v),
             (Some(b), false) => place.iter_mut().zip(row).zip(b).for_each(|((o, &v), &b)| *o = v + b),

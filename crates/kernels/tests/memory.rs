@@ -8,6 +8,7 @@ use billfish_quantize::synth;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -104,9 +105,18 @@ fn no_buffer_is_as_large_as_a_dequantized_weight() {
 
 /// Over borders of pages and of the stretches that threads share.
 fn a_decode_step_allocates_nothing() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    let open = |name: &str| Checkpoint::open(&fixtures.join(name)).unwrap();
     let (_dir, checkpoint) = folder("tiny:w4g32");
+    // experts too: one that was not chosen before grows no buffer
+    for checkpoint in [checkpoint, open("glm4moe-w4-sym-g32"), open("qwen2moe-stacked-dense")] {
+        no_allocation_in_decode(&checkpoint);
+    }
+}
+
+fn no_allocation_in_decode(checkpoint: &Checkpoint) {
     for activations in Activations::ALL {
-        let model = load(&checkpoint, activations);
+        let model = load(checkpoint, activations);
         let mut cache = model.new_cache(1100);
         let mut scratch = Scratch::default();
         model.forward(&mut cache, &[5; 3], Logits::Last, &mut scratch).unwrap();

@@ -1,7 +1,8 @@
 //! What `config.json` says about a decoder.
 
-use crate::architecture::{ARCHITECTURES, Architecture, Biases, Windows};
+use crate::architecture::{ARCHITECTURES, Architecture, Windows};
 use crate::keys::Keys;
+use crate::routed::MoeConfig;
 use crate::{ModelError, Rope, supported};
 use serde_json::{Map, Value};
 
@@ -33,6 +34,9 @@ pub struct DecoderConfig {
     pub rope: Rope,
     /// Tokens that each layer sees, `None` for all.
     pub windows: Vec<Option<usize>>,
+    /// The mixture of experts, if it is one.
+    pub moe: Option<MoeConfig>,
+    pub(crate) qk_norm: bool,
     pub(crate) qkv_bias: bool,
     pub(crate) o_bias: bool,
     pub(crate) mlp_bias: bool,
@@ -40,7 +44,7 @@ pub struct DecoderConfig {
 
 /// Keys of other architectures that change what a decoder computes. A file that has one and calls itself one of ours was
 /// made for a program that follows it.
-const OTHER_ARITHMETIC: [&str; 9] = [
+const OTHER_ARITHMETIC: [&str; 8] = [
     "attn_logit_softcapping",
     "final_logit_softcapping",
     "query_pre_attn_scalar",
@@ -49,8 +53,10 @@ const OTHER_ARITHMETIC: [&str; 9] = [
     "embedding_multiplier",
     "logits_scaling",
     "logit_scale",
-    "num_local_experts",
 ];
+
+/// Keys that say how many experts there are.
+const EXPERTS: [&str; 3] = ["num_local_experts", "num_experts", "n_routed_experts"];
 
 impl DecoderConfig {
     /// Reads a config; `file` is its name for messages.
@@ -70,7 +76,8 @@ impl DecoderConfig {
         if act != "silu" && act != "swish" {
             return Err(keys.error("hidden_act", "silu", "this model is not supported"));
         }
-        for key in OTHER_ARITHMETIC {
+        let moe = architecture.moe;
+        for key in OTHER_ARITHMETIC.iter().chain(EXPERTS.iter().filter(|key| moe.is_none_or(|m| !m.experts.contains(key)))) {
             if keys.get(key).is_some_and(|v| v.as_f64() != Some(1.0)) {
                 return Err(keys.error(key, "nothing", format!("a `{found}` with this key is another network, which is not supported")));
             }
@@ -105,11 +112,6 @@ impl DecoderConfig {
             ));
         }
         let max_position_embeddings = keys.size_opt("max_position_embeddings")?;
-        let bias = |b: Biases| match b {
-            Biases::Never => Ok(false),
-            Biases::Always => Ok(true),
-            Biases::Key(key) => keys.bool(key, false),
-        };
         Ok(Self {
             architecture,
             hidden_size,
@@ -124,9 +126,11 @@ impl DecoderConfig {
             tie_word_embeddings: keys.bool("tie_word_embeddings", false)?,
             rope: Rope::from_config(keys, architecture, head_dim, max_position_embeddings)?,
             windows: windows(keys, architecture.windows, layers)?,
-            qkv_bias: bias(architecture.qkv_bias)?,
-            o_bias: bias(architecture.o_bias)?,
-            mlp_bias: bias(architecture.mlp_bias)?,
+            moe: moe.map(|rules| MoeConfig::read(keys, rules, layers)).transpose()?,
+            qk_norm: keys.switch(architecture.qk_norm)?,
+            qkv_bias: keys.switch(architecture.qkv_bias)?,
+            o_bias: keys.switch(architecture.o_bias)?,
+            mlp_bias: keys.switch(architecture.mlp_bias)?,
         })
     }
 
@@ -139,22 +143,27 @@ impl DecoderConfig {
 /// The window of each layer.
 fn windows(keys: Keys, rule: Windows, layers: usize) -> Result<Vec<Option<usize>>, ModelError> {
     // absent and null differ here: absent means the architecture's default, null means no window
-    let window = |default: usize| match keys.map.get("sliding_window") {
-        None => Ok(Some(default)),
+    let window = |default: Option<usize>| match keys.map.get("sliding_window") {
+        None => Ok(default),
         Some(_) => keys.size_opt("sliding_window"),
     };
     match rule {
         Windows::Never => Ok(vec![None; layers]),
         Windows::All { default } => Ok(vec![window(default)?; layers]),
-        Windows::FromLayer { default, default_layer } => {
-            let size = if keys.bool("use_sliding_window", false)? { window(default)? } else { None };
+        Windows::AllIfUsed { default } => {
+            let size = if keys.bool("use_sliding_window", false)? { window(Some(default))? } else { None };
+            Ok(vec![size; layers])
+        }
+        Windows::FromLayer { default, default_layer } | Windows::EvenBelowLayer { default, default_layer } => {
+            let size = if keys.bool("use_sliding_window", false)? { window(Some(default))? } else { None };
             let slides: Vec<bool> = match keys.get("layer_types") {
                 None => {
                     let first = match keys.get("max_window_layers") {
                         Some(Value::Number(n)) if n.as_u64() == Some(0) => 0,
                         _ => keys.size_opt("max_window_layers")?.unwrap_or(default_layer),
                     };
-                    (0..layers).map(|i| i >= first).collect()
+                    let even = matches!(rule, Windows::EvenBelowLayer { .. });
+                    (0..layers).map(|i| if even { i < first && i % 2 == 0 } else { i >= first }).collect()
                 }
                 Some(Value::Array(kinds)) if kinds.len() == layers => {
                     let slides = |kind: &Value| match kind.as_str() {
@@ -213,6 +222,12 @@ mod tests {
         assert_eq!(windows(r#"{"model_type":"qwen2","sliding_window":8,"max_window_layers":1}"#), [None; 3]);
         let used = r#"{"model_type":"qwen2","use_sliding_window":true,"sliding_window":8,"max_window_layers":1}"#;
         assert_eq!(windows(used), [None, Some(8), Some(8)]);
+        let moe = r#""num_experts":4,"num_experts_per_tok":1,"moe_intermediate_size":8,"shared_expert_intermediate_size":8,"use_sliding_window":true,"sliding_window":8"#;
+        assert_eq!(windows(&format!(r#"{{"model_type":"qwen2_moe","max_window_layers":3,{moe}}}"#)), [Some(8), None, Some(8)]);
+        assert_eq!(windows(&format!(r#"{{"model_type":"qwen2_moe","max_window_layers":2,{moe}}}"#)), [Some(8), None, None]);
+        let all = r#"{"model_type":"qwen3_moe","num_experts":4,"num_experts_per_tok":1,"moe_intermediate_size":8"#;
+        assert_eq!(windows(&format!("{all}}}")), [None; 3]);
+        assert_eq!(windows(&format!(r#"{all},"use_sliding_window":true}}"#)), [Some(4096); 3]);
         let types = r#"{"model_type":"qwen2","use_sliding_window":true,"sliding_window":8,"layer_types":["sliding_attention","full_attention","full_attention"]}"#;
         assert_eq!(windows(types), [Some(8), None, None]);
     }

@@ -2,6 +2,7 @@
 
 use crate::batch::{self, BatchLogits, Given, Logits, Part};
 use crate::cache::CacheUse;
+use crate::feed_forward::{FeedForward, GateUp, MoeScratch};
 use crate::head::HeadRounding;
 use crate::load::{LoadOptions, ModuleUse};
 use crate::rope::Angles;
@@ -51,28 +52,12 @@ pub(crate) struct Attention {
     pub window: Option<usize>,
 }
 
-/// The first half of an MLP.
-pub(crate) enum GateUp {
-    Separate {
-        gate: Weight,
-        up: Weight,
-    },
-    /// `[hidden, 2 * intermediate]`, gate first.
-    Fused(Weight),
-}
-
-/// The MLP of one layer.
-pub(crate) struct Mlp {
-    pub gate_up: GateUp,
-    pub down: Weight,
-}
-
 /// One layer.
 pub(crate) struct Layer {
     pub attention_norm: Vec<f32>,
     pub attention: Attention,
     pub mlp_norm: Vec<f32>,
-    pub mlp: Mlp,
+    pub feed_forward: FeedForward,
     /// Norms of the outputs of attention and MLP.
     pub output_norms: Option<NormPair>,
 }
@@ -147,12 +132,20 @@ pub struct Scratch {
     gate: Vec<f32>,
     up: Vec<f32>,
     output: Vec<f32>,
+    moe: MoeScratch,
     logits: Vec<f32>,
     given: Vec<Given>,
 }
 
+impl Scratch {
+    /// How many tokens each expert has had, `[layers, experts]`, since the buffers were made; empty without experts.
+    pub fn expert_usage(&self) -> &[u64] {
+        self.moe.usage()
+    }
+}
+
 /// The first `len` elements of a buffer, grown if need be.
-fn room(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
+pub(crate) fn room(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if v.len() < len {
         v.resize(len, 0.0);
     }
@@ -278,7 +271,8 @@ impl Model {
         parts.iter().try_for_each(|p| self.check(p.tokens, p.cache.len()))?;
         let m = parts.iter().map(|p| p.tokens.len()).sum();
         let backend = &*self.backend;
-        let Scratch { matmul, attention, angles, residual, normed, query, key, value, mixed, gate, up, output, logits, given } = scratch;
+        let Scratch { matmul, attention, angles, residual, normed, query, key, value, mixed, gate, up, output, moe, logits, given } =
+            scratch;
         batch::list(parts, given);
         if m == 0 {
             return Ok(BatchLogits { given, logits: &[], vocabulary: c.vocab_size });
@@ -297,8 +291,9 @@ impl Model {
         let key = room(key, m * kv_width);
         let value = room(value, m * kv_width);
         let mixed = room(mixed, m * q_width);
-        let gate = room(gate, if c.architecture.fused_gate_up { 0 } else { m * c.intermediate_size });
-        let up = room(up, m * c.intermediate_size * if c.architecture.fused_gate_up { 2 } else { 1 });
+        let width = if c.moe.as_ref().is_some_and(|moe| moe.layers.iter().all(|&l| l)) { 0 } else { c.intermediate_size };
+        let gate = room(gate, if c.architecture.fused_gate_up { 0 } else { m * width });
+        let up = room(up, m * width * if c.architecture.fused_gate_up { 2 } else { 1 });
         let output = room(output, m * c.hidden_size);
         let scale = 1.0 / (c.head_dim as f32).sqrt();
         let act = self.options.activations;
@@ -323,9 +318,19 @@ impl Model {
             let norm = layer.output_norms.as_ref().map(|n| &n.0);
             self.join(matmul, Input::Rows(mixed), &a.output, norm, residual, output, normed);
 
+            let mlp = match (&layer.feed_forward, &c.moe) {
+                (FeedForward::Mlp(mlp), _) => mlp,
+                (FeedForward::Moe(experts), config) => {
+                    // router and experts read the same rows
+                    backend.rms_norm(residual, &layer.mlp_norm, c.rms_norm_eps, normed);
+                    if let Some(config) = config {
+                        experts.run(backend, config, i, normed, act, matmul, moe, residual);
+                    }
+                    continue;
+                }
+            };
             let input = Input::Normed { rows: residual, weight: &layer.mlp_norm, eps: c.rms_norm_eps };
-            let width = c.intermediate_size;
-            let gated = match &layer.mlp.gate_up {
+            let gated = match &mlp.gate_up {
                 GateUp::Separate { gate: g, up: u } => {
                     backend.matmul(matmul, input, m, act, &mut [Product::new(g, gate), Product::new(u, up)]);
                     Input::Gated { gate, up, stride: width }
@@ -336,7 +341,7 @@ impl Model {
                 }
             };
             let norm = layer.output_norms.as_ref().map(|n| &n.1);
-            self.join(matmul, gated, &layer.mlp.down, norm, residual, output, normed);
+            self.join(matmul, gated, &mlp.down, norm, residual, output, normed);
         }
 
         let rows = batch::to_front(parts, given, c.hidden_size, residual);

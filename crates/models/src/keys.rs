@@ -1,6 +1,7 @@
 //! Typed access to the keys of `config.json`.
 
 use crate::ModelError;
+use crate::architecture::Switch;
 use serde_json::{Map, Value};
 
 /// A JSON object with the name of the file it came from.
@@ -40,6 +41,15 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| self.error(key, "a whole number of at least 1", "take config.json from the model's original folder"))
     }
 
+    /// A number that may be 0.
+    pub fn count(&self, key: &str, default: usize) -> Result<usize, ModelError> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(v) if v.as_f64() == Some(0.0) => Ok(0),
+            Some(_) => self.size(key),
+        }
+    }
+
     pub fn float_opt(&self, key: &str) -> Result<Option<f64>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_f64() {
@@ -62,6 +72,14 @@ impl<'a> Keys<'a> {
             None => Ok(default),
             Some(Value::Bool(b)) => Ok(*b),
             Some(_) => Err(self.error(key, "true or false", "take config.json from the model's original folder")),
+        }
+    }
+
+    pub fn switch(&self, switch: Switch) -> Result<bool, ModelError> {
+        match switch {
+            Switch::Never => Ok(false),
+            Switch::Always => Ok(true),
+            Switch::Key(key, default) => self.bool(key, default),
         }
     }
 

@@ -15,6 +15,7 @@ mod cache;
 mod config;
 mod decoder;
 mod error;
+mod feed_forward;
 #[doc(hidden)]
 pub mod fuzz;
 mod head;
@@ -23,6 +24,7 @@ mod load;
 mod packing;
 mod plan;
 mod rope;
+mod routed;
 
 pub use architecture::supported;
 pub use batch::{BatchLogits, Logits, Part};
@@ -34,3 +36,4 @@ pub use head::HeadRounding;
 pub use load::{LoadOptions, ModuleUse, Progress};
 pub use plan::{Comparison, Linear};
 pub use rope::Rope;
+pub use routed::MoeConfig;

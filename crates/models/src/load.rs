@@ -1,15 +1,17 @@
 //! From a folder to a model: every expected tensor read and packed, every tensor that is there accounted for.
 
 use crate::cache::{self, Parts, Place, Recorder};
-use crate::decoder::{Attention, GateUp, Layer, Mlp, Model, NormPair, Vocabulary};
+use crate::decoder::{Attention, Layer, Model, NormPair, Vocabulary};
+use crate::feed_forward::{FeedForward, GateUp, Mlp, Moe, SharedExpert};
 use crate::head::{self, HeadRounding};
 use crate::packing::{self, Account};
-use crate::plan::{self, EMBEDDING, FINAL_NORM, GateUpPlan, HEAD, Linear, Norm};
-use crate::{DecoderConfig, ModelError};
+use crate::plan::{self, EMBEDDING, ExpertsPlan, FINAL_NORM, FeedForwardPlan, GateUpPlan, HEAD, Linear, MoePlan, Norm};
+use crate::{DecoderConfig, ModelError, MoeConfig};
 use billfish_formats::{BiasRule, Checkpoint, LinearWeight, Rows};
-use billfish_kernels::{Activations, Backend, KvType, PackedDense, PackedMatrix, Pool, Table, Weight};
+use billfish_kernels::{Activations, Backend, Expert, Experts, KvType, PackedDense, PackedMatrix, Pool, Table, Weight, share_orders};
 use billfish_tensor::{ActivationScale, DenseTensor};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -58,6 +60,8 @@ pub struct ModuleUse {
     pub head: bool,
     /// The scale that 8-bit activations have.
     pub activation_scale: ActivationScale,
+    /// The part of all tokens that it runs for: less than 1 for an expert, counted as if all were chosen as often.
+    pub share: f64,
 }
 
 impl ModuleUse {
@@ -75,6 +79,7 @@ impl ModuleUse {
             bits,
             head,
             activation_scale,
+            share: 1.0,
         }
     }
 }
@@ -159,7 +164,7 @@ impl Model {
         // while nothing else does
         let vocabulary = loader.vocabulary(&config)?;
         if loader.stored.is_none() {
-            loader.packed = packing::pack_all(checkpoint, &config.layer_linears(), pool, &loader.account)?;
+            loader.packed = packing::pack_all(checkpoint, &config.layer_linears(checkpoint), pool, &loader.account)?;
         }
         let layers = (0..config.layers).map(|i| loader.layer(&config, i)).collect::<Result<Vec<_>, _>>()?;
         let norm = loader.norm(&Norm { name: FINAL_NORM.into(), size: config.hidden_size })?;
@@ -217,12 +222,17 @@ impl Loader<'_> {
     }
 
     fn norm(&mut self, n: &Norm) -> Result<Vec<f32>, ModelError> {
+        self.vector(&n.name, &format!("{}.weight", n.name), n.size)
+    }
+
+    /// Some numbers of `module`: the tensor of that name.
+    fn vector(&mut self, module: &str, tensor: &str, size: usize) -> Result<Vec<f32>, ModelError> {
         if let Some(stored) = &mut self.stored {
-            return stored.vectors.remove(&n.name).filter(|v| v.len() == n.size).ok_or_else(|| cache::lacks(&n.name));
+            return stored.vectors.remove(module).filter(|v| v.len() == size).ok_or_else(|| cache::lacks(module));
         }
-        let values = self.checkpoint.dense(&format!("{}.weight", n.name), &[n.size])?.to_f32();
-        self.account.add(&n.name);
-        self.record(|r| r.vector(&n.name, &values))?;
+        let values = self.checkpoint.dense(tensor, &[size])?.to_f32();
+        self.account.add(module);
+        self.record(|r| r.vector(module, &values))?;
         Ok(values)
     }
 
@@ -275,39 +285,98 @@ impl Loader<'_> {
     }
 
     fn layer(&mut self, c: &DecoderConfig, i: usize) -> Result<Layer, ModelError> {
-        let p = plan::layer(c, i);
+        let p = plan::layer(c, self.checkpoint, i);
         let (mut query, mut key, mut value) = (self.linear(&p.query)?, self.linear(&p.key)?, self.linear(&p.value)?);
-        share(&mut [&mut query, &mut key, &mut value]);
+        share_orders([&mut query, &mut key, &mut value].into_iter());
         let output = self.linear(&p.output)?;
         let qk_norms = self.norms(p.qk_norms.as_ref())?;
-        let gate_up = match &p.gate_up {
-            GateUpPlan::Fused(one) => GateUp::Fused(self.linear(one)?),
-            GateUpPlan::Separate([gate, up]) => {
-                let (mut gate, mut up) = (self.linear(gate)?, self.linear(up)?);
-                share(&mut [&mut gate, &mut up]);
-                GateUp::Separate { gate, up }
+        let feed_forward = match (&p.feed_forward, &c.moe) {
+            (FeedForwardPlan::Moe(plan), Some(moe)) => FeedForward::Moe(Box::new(self.moe(c.hidden_size, moe, plan)?)),
+            (FeedForwardPlan::Mlp { gate_up, down }, _) => {
+                let gate_up = match gate_up {
+                    GateUpPlan::Fused(one) => GateUp::Fused(self.linear(one)?),
+                    GateUpPlan::Separate([gate, up]) => {
+                        let (mut gate, mut up) = (self.linear(gate)?, self.linear(up)?);
+                        share_orders([&mut gate, &mut up].into_iter());
+                        GateUp::Separate { gate, up }
+                    }
+                };
+                FeedForward::Mlp(Box::new(Mlp { gate_up, down: self.linear(down)? }))
             }
+            (FeedForwardPlan::Moe(_), None) => unreachable!("only a mixture of experts plans experts"),
         };
         Ok(Layer {
-            mlp: Mlp { gate_up, down: self.linear(&p.down)? },
+            feed_forward,
             attention_norm: self.norm(&p.attention_norm)?,
             attention: Attention { query, key, value, output, qk_norms, window: c.windows[i] },
             mlp_norm: self.norm(&p.mlp_norm)?,
             output_norms: self.norms(p.output_norms.as_ref())?,
         })
     }
-}
 
-/// Lets weights with equal row orders share one, so that their common input is permuted and quantized once.
-fn share(weights: &mut [&mut Weight]) {
-    for i in 1..weights.len() {
-        let (before, rest) = weights.split_at_mut(i);
-        if let Weight::Quantized(w) = &mut *rest[0] {
-            for other in before.iter() {
-                if let Weight::Quantized(other) = &**other {
-                    w.share_order(other);
-                }
+    fn moe(&mut self, hidden: usize, c: &MoeConfig, plan: &MoePlan) -> Result<Moe, ModelError> {
+        let router = self.linear(&plan.router)?;
+        let correction = match &plan.correction {
+            Some(name) => Some(self.vector(name, name, c.routing.experts)?),
+            None => None,
+        };
+        let first = self.modules.len();
+        let mut experts: Vec<Expert> = match &plan.experts {
+            ExpertsPlan::Each(list) => list.iter().map(|parts| self.expert(parts)).collect::<Result<_, _>>()?,
+            ExpertsPlan::Stacked { gate_up, down } => self.stacked(gate_up, down, hidden, c)?,
+        };
+        let share = c.routing.top_k as f64 / c.routing.experts as f64;
+        self.modules[first..].iter_mut().for_each(|m| m.share = share);
+        let mut shared = match &plan.shared {
+            None => None,
+            Some(parts) => {
+                let expert = self.expert(parts)?;
+                let gate = plan.shared_gate.as_ref().map(|gate| self.linear(gate)).transpose()?;
+                Some(SharedExpert { expert, gate })
             }
+        };
+        // all of them read the same rows
+        let all = experts.iter_mut().chain(shared.as_mut().map(|s| &mut s.expert));
+        share_orders(all.flat_map(|e| [&mut e.gate, &mut e.up]));
+        let experts = Experts::new(experts).map_err(|source| ModelError::Pack { module: plan.router.name.clone(), source })?;
+        Ok(Moe { router, correction, experts, shared })
+    }
+
+    fn expert(&mut self, [gate, up, down]: &[Linear; 3]) -> Result<Expert, ModelError> {
+        Ok(Expert { gate: self.linear(gate)?, up: self.linear(up)?, down: self.linear(down)? })
+    }
+
+    /// Experts that stand in two tensors, one read after another.
+    fn stacked(&mut self, gate_up: &str, down: &str, hidden: usize, c: &MoeConfig) -> Result<Vec<Expert>, ModelError> {
+        let (count, width) = (c.routing.experts, c.width);
+        let both = [count, 2 * width, hidden];
+        let mut experts = Vec::with_capacity(count);
+        for e in 0..count {
+            experts.push(Expert {
+                gate: self.of_stack(gate_up, ".gate", both, e, 0..width)?,
+                up: self.of_stack(gate_up, ".up", both, e, width..2 * width)?,
+                down: self.of_stack(down, "", [count, hidden, width], e, 0..hidden)?,
+            });
         }
+        self.account.tensors(&[gate_up, down]);
+        Ok(experts)
+    }
+
+    /// Rows of matrix `e` of a stack.
+    fn of_stack(&mut self, stack: &str, part: &str, shape: [usize; 3], e: usize, rows: Range<usize>) -> Result<Weight, ModelError> {
+        let module = format!("{stack}[{e}]{part}");
+        let size = (shape[2], rows.len());
+        let weight = match self.packed.remove(&module) {
+            Some(w) if (w.in_features(), w.out_features()) == size => w,
+            _ if self.stored.is_some() => return Err(cache::lacks(&module)),
+            _ => {
+                let weight = self.checkpoint.dense_of_stack(stack, shape, e, rows)?;
+                let packed = PackedDense::new(&weight, None).map_err(|source| ModelError::Pack { module: module.clone(), source })?;
+                Weight::Dense(Arc::new(packed))
+            }
+        };
+        self.modules.push(ModuleUse::of(&module, &weight, false));
+        self.record(|r| r.weight(&module, &weight))?;
+        Ok(weight)
     }
 }

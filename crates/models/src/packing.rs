@@ -39,7 +39,15 @@ impl<'a> Account<'a> {
 
     /// A module was read.
     pub fn add(&self, module: &str) {
-        let bytes = self.bytes(module);
+        self.count(self.bytes(module));
+    }
+
+    /// Tensors were read that are no module's.
+    pub fn tensors(&self, names: &[&str]) {
+        self.count(names.iter().filter_map(|n| self.checkpoint.info(n)).map(|i| i.bytes as u64).sum());
+    }
+
+    fn count(&self, bytes: u64) {
         let mut told = lock(&self.told);
         let (done, progress) = &mut *told;
         *done += bytes;

@@ -1,6 +1,7 @@
 //! The modules of a decoder by name and size: what loading asks for, and what a folder is checked against.
 
-use crate::DecoderConfig;
+use crate::architecture::{ExpertNames, MoeRules, SharedRule};
+use crate::{DecoderConfig, MoeConfig};
 use billfish_formats::Checkpoint;
 use std::collections::BTreeSet;
 
@@ -38,11 +39,57 @@ pub(crate) struct LayerPlan {
     pub value: Linear,
     pub output: Linear,
     pub qk_norms: Option<[Norm; 2]>,
-    pub gate_up: GateUpPlan,
-    pub down: Linear,
+    pub feed_forward: FeedForwardPlan,
     pub attention_norm: Norm,
     pub mlp_norm: Norm,
     pub output_norms: Option<[Norm; 2]>,
+}
+
+/// What follows the attention.
+pub(crate) enum FeedForwardPlan {
+    Mlp { gate_up: GateUpPlan, down: Linear },
+    Moe(MoePlan),
+}
+
+/// The modules of a mixture of experts.
+pub(crate) struct MoePlan {
+    /// `[hidden, experts]`.
+    pub router: Linear,
+    /// A tensor that is added to scores for the choice.
+    pub correction: Option<String>,
+    pub experts: ExpertsPlan,
+    pub shared: Option<[Linear; 3]>,
+    pub shared_gate: Option<Linear>,
+}
+
+/// Gate, up and down of every expert.
+pub(crate) enum ExpertsPlan {
+    Each(Vec<[Linear; 3]>),
+    /// Two tensors for all experts: `[experts, 2 * width, hidden]`, gate first, and `[experts, hidden, width]`, as transformers
+    /// has them from version 5 on in every architecture of ours.
+    Stacked {
+        gate_up: String,
+        down: String,
+    },
+}
+
+impl ExpertsPlan {
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        match self {
+            ExpertsPlan::Each(experts) => experts.as_flattened(),
+            ExpertsPlan::Stacked { .. } => &[],
+        }
+        .iter()
+    }
+
+    /// Tensors that are no part of a module.
+    fn tensors(&self) -> impl Iterator<Item = &str> {
+        let (gate_up, down) = match self {
+            ExpertsPlan::Each(_) => (None, None),
+            ExpertsPlan::Stacked { gate_up, down } => (Some(gate_up), Some(down)),
+        };
+        gate_up.into_iter().chain(down).map(String::as_str)
+    }
 }
 
 /// Gate and up, apart or in one matrix.
@@ -51,46 +98,104 @@ pub(crate) enum GateUpPlan {
     Fused(Linear),
 }
 
-/// The modules of layer `i`.
-pub(crate) fn layer(c: &DecoderConfig, i: usize) -> LayerPlan {
+/// The modules of layer `i`, experts under the names that the folder has for them.
+pub(crate) fn layer(c: &DecoderConfig, checkpoint: &Checkpoint, i: usize) -> LayerPlan {
     let at = |name: &str| format!("model.layers.{i}.{name}");
     let linear = |name: &str, in_features, out_features, bias| Linear { name: at(name), in_features, out_features, bias };
     let norm = |name: &str, size| Norm { name: at(name), size };
     let (hidden, mlp) = (c.hidden_size, c.intermediate_size);
     let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     let arch = c.architecture;
+    let experts = c.moe.as_ref().filter(|m| m.layers[i]).zip(arch.moe);
     LayerPlan {
         query: linear("self_attn.q_proj", hidden, q, c.qkv_bias),
         key: linear("self_attn.k_proj", hidden, kv, c.qkv_bias),
         value: linear("self_attn.v_proj", hidden, kv, c.qkv_bias),
         output: linear("self_attn.o_proj", q, hidden, c.o_bias),
-        qk_norms: arch.qk_norm.then(|| [norm("self_attn.q_norm", c.head_dim), norm("self_attn.k_norm", c.head_dim)]),
-        gate_up: match arch.fused_gate_up {
-            true => GateUpPlan::Fused(linear("mlp.gate_up_proj", hidden, 2 * mlp, c.mlp_bias)),
-            false => {
-                GateUpPlan::Separate([linear("mlp.gate_proj", hidden, mlp, c.mlp_bias), linear("mlp.up_proj", hidden, mlp, c.mlp_bias)])
-            }
+        qk_norms: c.qk_norm.then(|| [norm("self_attn.q_norm", c.head_dim), norm("self_attn.k_norm", c.head_dim)]),
+        feed_forward: match experts {
+            Some((moe, rules)) => FeedForwardPlan::Moe(MoePlan::of(hidden, moe, rules, checkpoint, i)),
+            None => FeedForwardPlan::Mlp {
+                gate_up: match arch.fused_gate_up {
+                    true => GateUpPlan::Fused(linear("mlp.gate_up_proj", hidden, 2 * mlp, c.mlp_bias)),
+                    false => {
+                        let one = |name: &str| linear(name, hidden, mlp, c.mlp_bias);
+                        GateUpPlan::Separate([one("mlp.gate_proj"), one("mlp.up_proj")])
+                    }
+                },
+                down: linear("mlp.down_proj", mlp, hidden, c.mlp_bias),
+            },
         },
-        down: linear("mlp.down_proj", mlp, hidden, c.mlp_bias),
         attention_norm: norm("input_layernorm", hidden),
         mlp_norm: norm("post_attention_layernorm", hidden),
         output_norms: arch.sandwich_norms.then(|| [norm("post_self_attn_layernorm", hidden), norm("post_mlp_layernorm", hidden)]),
     }
 }
 
-impl LayerPlan {
-    fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let gate_up: &[Linear] = match &self.gate_up {
-            GateUpPlan::Separate(both) => both,
-            GateUpPlan::Fused(one) => std::slice::from_ref(one),
+impl MoePlan {
+    fn of(hidden: usize, moe: &MoeConfig, rules: &MoeRules, checkpoint: &Checkpoint, i: usize) -> MoePlan {
+        let block = |names: &ExpertNames| format!("model.layers.{i}.{}", names.block);
+        let found = rules.names.iter().find(|n| checkpoint.has_tensors(&format!("{}.experts.", block(n))));
+        let names = found.unwrap_or(&rules.names[0]);
+        let block = block(names);
+        let linear = |name: String, in_features, out_features| Linear { name, in_features, out_features, bias: false };
+        let mlp = |at: String, parts: [&str; 3], width: usize| {
+            let sizes = [(hidden, width), (hidden, width), (width, hidden)];
+            std::array::from_fn(|p| linear(format!("{at}.{}", parts[p]), sizes[p].0, sizes[p].1))
         };
-        [&self.query, &self.key, &self.value, &self.output, &self.down].into_iter().chain(gate_up)
+        let stacked = format!("{block}.experts.gate_up_proj");
+        let experts = match checkpoint.info(&stacked) {
+            Some(_) => ExpertsPlan::Stacked { gate_up: stacked, down: format!("{block}.experts.down_proj") },
+            None => {
+                let one = |e| mlp(format!("{block}.experts.{e}"), names.parts, moe.width);
+                ExpertsPlan::Each((0..moe.routing.experts).map(one).collect())
+            }
+        };
+        let shared = |name: &str| moe.shared_width.map(|width| mlp(format!("{block}.{name}"), rules.names[0].parts, width));
+        let (shared, shared_gate) = match rules.shared {
+            SharedRule::None => (None, None),
+            SharedRule::Gated => (shared("shared_expert"), Some(linear(format!("{block}.shared_expert_gate"), hidden, 1))),
+            SharedRule::Plain => (shared("shared_experts"), None),
+        };
+        MoePlan {
+            router: linear(format!("{block}.gate"), hidden, moe.routing.experts),
+            correction: rules.correction.then(|| format!("{block}.gate.e_score_correction_bias")),
+            experts,
+            shared,
+            shared_gate,
+        }
     }
 
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let one = std::iter::once(&self.router).chain(&self.shared_gate);
+        one.chain(self.experts.linears()).chain(self.shared.iter().flatten())
+    }
+}
+
+impl LayerPlan {
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let gate_up: &[Linear] = match &self.feed_forward {
+            FeedForwardPlan::Mlp { gate_up: GateUpPlan::Separate(both), .. } => both,
+            FeedForwardPlan::Mlp { gate_up: GateUpPlan::Fused(one), .. } => std::slice::from_ref(one),
+            FeedForwardPlan::Moe(_) => &[],
+        };
+        let (down, moe) = match &self.feed_forward {
+            FeedForwardPlan::Mlp { down, .. } => (Some(down), None),
+            FeedForwardPlan::Moe(moe) => (None, Some(moe)),
+        };
+        let attention = [&self.query, &self.key, &self.value, &self.output];
+        attention.into_iter().chain(down).chain(gate_up).chain(moe.into_iter().flat_map(MoePlan::linears))
+    }
+
+    /// Modules, and tensors that are no part of one.
     fn names(&self) -> impl Iterator<Item = &str> {
         let optional = self.qk_norms.iter().chain(&self.output_norms).flatten();
         let norms = [&self.attention_norm, &self.mlp_norm].into_iter().chain(optional);
-        self.linears().map(|l| l.name.as_str()).chain(norms.map(|n| n.name.as_str()))
+        let stacked = match &self.feed_forward {
+            FeedForwardPlan::Moe(moe) => Some(moe.experts.tensors()),
+            FeedForwardPlan::Mlp { .. } => None,
+        };
+        self.linears().map(|l| l.name.as_str()).chain(norms.map(|n| n.name.as_str())).chain(stacked.into_iter().flatten())
     }
 }
 
@@ -115,20 +220,21 @@ pub struct Comparison {
 }
 
 impl DecoderConfig {
-    /// The linear modules that this decoder asks for, the embedding and the head among them.
-    pub fn linears(&self) -> Vec<Linear> {
+    /// The linear modules that this decoder asks for, the embedding and the head among them; experts under the names that
+    /// the folder has for them, but not those that stand in one tensor together.
+    pub fn linears(&self, checkpoint: &Checkpoint) -> Vec<Linear> {
         let table = |name: &str| Linear { name: name.into(), in_features: self.hidden_size, out_features: self.vocab_size, bias: false };
-        self.layer_linears().into_iter().chain([table(EMBEDDING), table(HEAD)]).collect()
+        self.layer_linears(checkpoint).into_iter().chain([table(EMBEDDING), table(HEAD)]).collect()
     }
 
     /// Those of the layers.
-    pub(crate) fn layer_linears(&self) -> Vec<Linear> {
-        (0..self.layers).flat_map(|i| layer(self, i).linears().cloned().collect::<Vec<_>>()).collect()
+    pub(crate) fn layer_linears(&self, checkpoint: &Checkpoint) -> Vec<Linear> {
+        (0..self.layers).flat_map(|i| layer(self, checkpoint, i).linears().cloned().collect::<Vec<_>>()).collect()
     }
 
     /// Compares a folder's tensors with what this decoder asks for, by name; no tensor is read.
     pub fn compare(&self, checkpoint: &Checkpoint) -> Comparison {
-        let layers: Vec<LayerPlan> = (0..self.layers).map(|i| layer(self, i)).collect();
+        let layers: Vec<LayerPlan> = (0..self.layers).map(|i| layer(self, checkpoint, i)).collect();
         let mut wanted: BTreeSet<&str> = layers.iter().flat_map(LayerPlan::names).chain([EMBEDDING, FINAL_NORM]).collect();
         if has_own_head(self, checkpoint) {
             wanted.insert(HEAD);
@@ -138,7 +244,9 @@ impl DecoderConfig {
         for tensor in checkpoint.tensor_names() {
             let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
             let copy_of_embedding = module == HEAD && self.tie_word_embeddings;
-            if wanted.contains(module) {
+            if wanted.contains(tensor) {
+                found.insert(tensor);
+            } else if wanted.contains(module) {
                 found.insert(module);
             } else if !is_computed(tensor) && !copy_of_embedding {
                 unused.push(tensor.to_string());

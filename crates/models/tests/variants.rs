@@ -51,6 +51,8 @@ fn a_quantized_head_wins_over_a_tied_embedding() {
 fn windows_by_layer_number_or_by_list() {
     let want = original("qwen2-window-dense");
     assert_eq!(changed("qwen2-window-dense", |c| drop(c.remove("layer_types"))).unwrap(), want);
+    let experts = original("qwen2moe-stacked-dense");
+    assert_eq!(changed("qwen2moe-stacked-dense", |c| drop(c.remove("layer_types"))).unwrap(), experts);
     let off = changed("qwen2-window-dense", |c| {
         c.remove("layer_types");
         c.insert("use_sliding_window".into(), json!(false));

@@ -104,18 +104,24 @@ impl Measured {
 struct Cost {
     layers: Work,
     head: Work,
-    /// Weights in the layers, and in the head.
+    /// Weights that a token is multiplied with in the layers, and in the head.
     weights: [f64; 2],
+    /// Bytes of experts, which are no part of the layers' above, and the part of all tokens that one of them sees.
+    experts: (f64, f64),
 }
 
 impl Cost {
     fn of(model: &Model) -> Cost {
-        let mut cost = Cost { layers: Work::default(), head: Work::default(), weights: [0.0; 2] };
+        let mut cost = Cost { layers: Work::default(), head: Work::default(), weights: [0.0; 2], experts: (0.0, 1.0) };
         let planes = model.activations().planes() as f64;
         for m in model.modules() {
             let work = if m.head { &mut cost.head } else { &mut cost.layers };
-            let weights = m.in_features as f64 * m.out_features as f64;
-            work.bytes += m.bytes as f64;
+            let weights = m.in_features as f64 * m.out_features as f64 * m.share;
+            if m.share < 1.0 {
+                cost.experts = (cost.experts.0 + m.bytes as f64, m.share);
+            } else {
+                work.bytes += m.bytes as f64;
+            }
             match m.bits {
                 Some(_) => work.dots += 2.0 * weights * planes,
                 None => work.fmas += 2.0 * weights,
@@ -128,8 +134,11 @@ impl Cost {
     /// A pass of `rows` tokens that ends at `length` tokens, with the logits of the last one or none.
     fn pass(&self, model: &Model, rows: usize, length: usize, logits: bool) -> (Work, f64) {
         let (m, h) = (rows as f64, f64::from(u8::from(logits)));
+        // one token reads its experts; of several, each may read the same ones: as many as chance alone would hit
+        let (bytes, share) = self.experts;
+        let experts = bytes * (1.0 - (1.0 - share).powf(m));
         let work = Work {
-            bytes: self.layers.bytes + h * self.head.bytes + model.kv_bytes_read(length) as f64,
+            bytes: self.layers.bytes + experts + h * self.head.bytes + model.kv_bytes_read(length) as f64,
             dots: m * self.layers.dots + h * self.head.dots,
             fmas: m * self.layers.fmas + h * self.head.fmas,
         };
@@ -246,6 +255,30 @@ mod tests {
         assert!((m.bytes_per_second() - 20.0 / (8.5 / 3.0)).abs() < 1e-9);
         assert!((m.operations_per_second() - 40.0 / (8.5 / 3.0)).abs() < 1e-9);
         assert_eq!(m.bound(), Bound::Read);
+    }
+
+    /// A token reads the experts that it goes to, and two of them at most twice as many.
+    #[test]
+    fn experts_count_as_often_as_they_are_chosen() {
+        let checkpoint = billfish_quantize::synthetic(&"tiny-moe:w4g32".parse().unwrap(), 1, &[]).unwrap();
+        let backend = std::sync::Arc::new(billfish_kernels::Backend::new(crate::Isa::choose(None).unwrap(), 1).unwrap());
+        let model = Model::load(&checkpoint, backend, billfish_models::LoadOptions::default(), &mut |_| ()).unwrap();
+        let cost = Cost::of(&model);
+        let sum = |experts: bool| {
+            let of = model.modules().iter().filter(|m| !m.head && m.module.contains(".experts.") == experts);
+            of.map(|m| m.bytes as f64).sum::<f64>()
+        };
+        assert!(sum(true) > sum(false) / 2.0 && sum(false) > 0.0);
+        let cache = |length| model.kv_bytes_read(length) as f64;
+        // two of eight, then 1 - (3/4)^2 of them
+        let (one, _) = cost.pass(&model, 1, 1, false);
+        assert!((one.bytes - sum(false) - sum(true) / 4.0 - cache(1)).abs() < 1e-6);
+        let (two, operations) = cost.pass(&model, 2, 2, false);
+        assert!((two.bytes - sum(false) - sum(true) * 7.0 / 16.0 - cache(2)).abs() < 1e-6);
+        let weights = |m: &billfish_models::ModuleUse| {
+            (m.in_features * m.out_features) as f64 * if m.module.contains(".experts.") { 0.25 } else { 1.0 }
+        };
+        assert_eq!(operations, 4.0 * model.modules().iter().filter(|m| !m.head).map(weights).sum::<f64>());
     }
 
     /// The passes are the test, and the work is what their modules and caches hold.

@@ -3,7 +3,7 @@
 use super::options::{FolderArgs, isa_from_env};
 use anyhow::Result;
 use billfish::machine::cpu_features;
-use billfish::{Checkpoint, Isa, Summary, VllmModule, VllmReport, read_tokenizer, vllm};
+use billfish::{Checkpoint, ExpertLayer, Isa, Summary, VllmModule, VllmReport, expert_layers, read_tokenizer, vllm};
 use billfish_formats::{ModuleReport, RuleReport};
 use billfish_kernels::kernel_name;
 use billfish_models::{DecoderConfig, supported};
@@ -40,6 +40,7 @@ struct Module {
 
 struct Report {
     modules: Vec<Module>,
+    experts: Vec<ExpertLayer>,
     parameters: u64,
     config: Result<DecoderConfig, String>,
     vllm: Option<VllmReport>,
@@ -163,6 +164,7 @@ fn report(c: &Checkpoint) -> Result<Report> {
         reports.push(described);
     }
     let vllm = vllm(c, &reports);
+    let experts = expert_layers(c, &reports);
     for tensor in c.tensor_names() {
         let Some((module, part)) = tensor.rsplit_once('.') else { continue };
         if c.is_part(tensor) {
@@ -195,7 +197,7 @@ fn report(c: &Checkpoint) -> Result<Report> {
         warnings.push(format!("it will not run: {e}"));
     }
     warnings.extend(refused.iter().map(|what| format!("it will not run: its {what} are not read")));
-    Ok(Report { modules, parameters, config, vllm, warnings })
+    Ok(Report { modules, experts, parameters, config, vllm, warnings })
 }
 
 /// A name with its numbers padded, so that layer 10 comes after layer 9.
@@ -232,6 +234,7 @@ fn to_json(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool) -> Value {
         "isa": isa.name(),
         "cpu_features": cpu_features(),
         "modules": r.modules.iter().map(|m| m.json.clone()).collect::<Vec<_>>(),
+        "experts": r.experts.iter().map(experts_json).collect::<Vec<_>>(),
         "vllm": r.vllm.as_ref().map(vllm_json),
         "warnings": r.warnings,
     });
@@ -248,6 +251,13 @@ fn to_json(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool) -> Value {
             "rope": config.rope.kind(),
             "tie_word_embeddings": config.tie_word_embeddings,
             "sliding_windows": config.windows,
+            "moe": config.moe.as_ref().map(|m| json!({
+                "experts": m.routing.experts,
+                "experts_per_token": m.routing.top_k,
+                "width": m.width,
+                "shared_width": m.shared_width,
+                "layers": m.layers,
+            })),
         });
     }
     if tensors {
@@ -255,6 +265,17 @@ fn to_json(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool) -> Value {
         object["tensors"] = list.map(|(n, i)| json!({"name": n, "dtype": i.dtype.name(), "shape": i.shape, "bytes": i.bytes})).collect();
     }
     object
+}
+
+fn experts_json(layer: &ExpertLayer) -> Value {
+    let differing = layer.differing.iter().map(|(scheme, numbers)| json!({"scheme": scheme, "experts": numbers}));
+    json!({
+        "module": layer.name,
+        "experts": layer.count,
+        "sizes": layer.sizes,
+        "scheme": layer.scheme,
+        "differing": differing.collect::<Vec<_>>(),
+    })
 }
 
 fn vllm_json(v: &VllmReport) -> Value {
@@ -282,6 +303,11 @@ fn print(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool, out: &mut impl Wri
                 g.vocab_size,
                 if g.tie_word_embeddings { ", tied" } else { "" }
             )?;
+            if let Some(m) = &g.moe {
+                let shared = m.shared_width.map_or(String::new(), |w| format!(", and one of {w} for every token"));
+                let (experts, top_k, layers) = (m.routing.experts, m.routing.top_k, m.layers.iter().filter(|l| **l).count());
+                writeln!(out, "  experts       {experts} of {} in {layers} layers, {top_k} a token{shared}", m.width)?;
+            }
             let context = g.max_position_embeddings.map_or_else(|| "unknown".to_string(), |m| m.to_string());
             let windows: BTreeSet<usize> = g.windows.iter().flatten().copied().collect();
             let sliding = g.windows.iter().flatten().count();
@@ -334,6 +360,7 @@ fn print(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool, out: &mut impl Wri
             m.kernel
         )?;
     }
+    print_experts(&r.experts, out)?;
     if tensors {
         writeln!(out, "tensors")?;
         for name in c.tensor_names() {
@@ -347,6 +374,30 @@ fn print(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool, out: &mut impl Wri
     }
     for w in &r.warnings {
         writeln!(out, "warning: {w}")?;
+    }
+    Ok(())
+}
+
+/// Layers whose experts are alike as one line, with those that differ below.
+fn print_experts(layers: &[ExpertLayer], out: &mut impl Write) -> Result<()> {
+    if layers.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "experts")?;
+    let mut kinds: Vec<(ExpertLayer, Vec<&str>)> = vec![];
+    for layer in layers {
+        let kind = ExpertLayer { name: pattern(&layer.name), ..layer.clone() };
+        match kinds.iter_mut().find(|(k, _)| *k == kind) {
+            Some((_, names)) => names.push(&layer.name),
+            None => kinds.push((kind, vec![&layer.name])),
+        }
+    }
+    for (kind, names) in &kinds {
+        let name = if let [one] = names.as_slice() { one.to_string() } else { format!("{} x{}", kind.name, names.len()) };
+        writeln!(out, "  {name}  {} of {}  {}", kind.count, kind.sizes, kind.scheme)?;
+        for difference in kind.differences() {
+            writeln!(out, "    but {difference}")?;
+        }
     }
     Ok(())
 }

@@ -23,6 +23,9 @@ pub struct Args {
     /// Print one JSON object at the end instead of the text as it comes
     #[arg(long)]
     json: bool,
+    /// Print at the end how often the experts of each layer were used
+    #[arg(long)]
+    stats: bool,
 }
 
 /// Reads a prompt file; `-` is standard input.
@@ -114,11 +117,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "token_scaled_modules": loaded.model.token_scaled_modules(),
             "kv_cache_dtype": loaded.model.kv_type().name(),
             "packed_cache": stats::cache(&loaded),
+            "expert_usage": stats::usage(&loaded, session.expert_usage()),
         });
         writeln!(out, "{object}")?;
     } else {
         writeln!(out)?;
     }
     stats::print(&loaded, &done, seed);
+    if args.stats {
+        stats::experts(&loaded, session.expert_usage());
+    }
     Ok(())
 }

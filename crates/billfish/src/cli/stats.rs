@@ -47,3 +47,26 @@ pub fn print(model: &LoadedModel, done: &Completion, seed: u64) {
         model.model.kv_type().name(),
     );
 }
+
+/// Tokens of each expert, layer by layer: those of a layer without experts are empty.
+pub fn usage<'u>(model: &LoadedModel, usage: &'u [u64]) -> Vec<&'u [u64]> {
+    let Some(moe) = &model.model.config().moe else { return vec![] };
+    let layers = usage.chunks(moe.routing.experts).zip(&moe.layers);
+    layers.map(|(counts, sparse)| if *sparse { counts } else { &[] }).collect()
+}
+
+/// Prints to standard error how often experts were used, a line a layer: how many of them, and the busiest.
+pub fn experts(model: &LoadedModel, counts: &[u64]) {
+    let Some(moe) = &model.model.config().moe else {
+        return eprintln!("[experts: this model has none]");
+    };
+    for (layer, counts) in usage(model, counts).into_iter().enumerate().filter(|(_, counts)| !counts.is_empty()) {
+        let tokens = counts.iter().sum::<u64>() / moe.routing.top_k as u64;
+        let used = counts.iter().filter(|&&n| n > 0).count();
+        let mut order: Vec<usize> = (0..counts.len()).collect();
+        order.sort_by_key(|&e| std::cmp::Reverse(counts[e]));
+        let share = |e: &usize| format!("{e} ({:.0} %)", 100.0 * counts[*e] as f64 / tokens.max(1) as f64);
+        let busiest = order.iter().take(4).map(share).collect::<Vec<_>>().join(", ");
+        eprintln!("[layer {layer}: {tokens} tokens, {used} of {} experts used, busiest {busiest}]", counts.len());
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::findings::Findings;
 use super::modules::Module;
+use crate::experts::expert_of;
 use crate::vllm::{VllmReport, fused_modules, fused_name, linear_modules};
 use billfish_formats::{Checkpoint, ModuleReport};
 use std::collections::BTreeMap;
@@ -47,11 +48,14 @@ fn traps(vllm: Option<&VllmReport>, found: &mut Findings) {
         let rule = |r: &Option<String>| r.as_ref().map_or_else(|| "no rule".to_string(), |r| format!("`{r}`"));
         let each =
             |t: &billfish_formats::method::FusedTrap| format!("{} by {}", t.part.rsplit('.').next().unwrap_or(&t.part), rule(&t.written));
-        let parts: Vec<String> = module.traps.iter().map(each).collect();
+        let mut parts: Vec<String> = module.traps.iter().take(4).map(each).collect();
+        if module.traps.len() > parts.len() {
+            parts.push(format!("{} more", module.traps.len() - parts.len()));
+        }
         let read = rule(&module.traps[0].read);
         let whole = module.module.rsplit('.').next().unwrap_or(&module.module);
         let evidence = format!("rules of `dynamic` tell parts and whole apart: {}, but `{whole}` by {read}", parts.join(", "));
-        let subject = subject(&module.parts);
+        let subject = if expert_of(&module.parts[0]).is_some() { module.module.clone() } else { subject(&module.parts) };
         match &module.problem {
             Some((outcome, why)) => {
                 let consequence = format!("vLLM takes the rule of the whole ({}): {why}", outcome.name());

@@ -1,6 +1,7 @@
 //! Everything that is wrong or odd with a folder, with evidence, consequence and remedy.
 
 mod deep;
+mod experts;
 mod files;
 mod findings;
 mod fix;
@@ -59,6 +60,7 @@ pub fn examine(checkpoint: &Checkpoint, deep: Option<&OpenOptions>, progress: &m
     let vllm = vllm(checkpoint, &reports.iter().map(|m| m.report.clone()).collect::<Vec<_>>());
     fused::examine(checkpoint, &reports, vllm.as_ref(), &mut found);
     let reports: Vec<_> = reports.into_iter().map(|m| m.report).collect();
+    experts::examine(checkpoint, &reports, &mut found);
     files::configs(checkpoint, &reports, &mut found);
     if let Some(options) = deep {
         deep::examine(checkpoint, &reports, tokenizer.as_ref().ok(), options, &mut found);

@@ -26,7 +26,7 @@ pub(super) fn examine(
     progress: &mut dyn FnMut(u64, u64),
     found: &mut Findings,
 ) -> Vec<Module> {
-    let planned: BTreeMap<String, Linear> = decoder.into_iter().flat_map(|d| d.linears()).map(|l| (l.name.clone(), l)).collect();
+    let planned: BTreeMap<String, Linear> = decoder.into_iter().flat_map(|d| d.linears(checkpoint)).map(|l| (l.name.clone(), l)).collect();
     let contradictions = checkpoint.contradictions();
     let mut modules = vec![];
     let mut refused: BTreeMap<String, Vec<String>> = BTreeMap::new();

@@ -27,7 +27,7 @@ pub(super) fn examine(checkpoint: &Checkpoint, decoder: &DecoderConfig, found: &
     if decoder.tie_word_embeddings {
         tied(checkpoint, found);
     }
-    for linear in decoder.linears() {
+    for linear in decoder.linears(checkpoint) {
         let tensor = format!("{}.weight", linear.name);
         let expected = [linear.out_features, linear.in_features];
         // quantized modules are read in full elsewhere

@@ -8,8 +8,8 @@ use std::ops::Range;
 /// One rank of several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rank {
-    rank: usize,
-    ranks: usize,
+    pub(super) rank: usize,
+    pub(super) ranks: usize,
 }
 
 impl Rank {

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // every test binary uses its own part of this
 
 pub mod recipes;
+pub mod shards;
 
 use billfish_formats::{Header, SafetensorsWriter, Source, TensorSpec};
 use billfish_tensor::DType;

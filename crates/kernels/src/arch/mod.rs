@@ -73,6 +73,8 @@ pub(crate) struct Kernels {
     pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     /// `gate[i] = silu(gate[i]) * up[i]`.
     pub silu_mul: unsafe fn(&mut [f32], &[f32]),
+    /// `x[i] = e^x[i]`.
+    pub exp: unsafe fn(&mut [f32]),
     /// Rounds to half precision.
     pub to_f16: unsafe fn(&[f32], &mut [u16]),
     /// See [`generic::probe`].
@@ -136,6 +138,11 @@ macro_rules! stamp {
         unsafe fn silu_mul(gate: &mut [f32], up: &[f32]) {
             // SAFETY: see above.
             unsafe { generic::elementwise::silu_mul::<$isa>(gate, up) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn exp(x: &mut [f32]) {
+            // SAFETY: see above.
+            unsafe { generic::elementwise::exp_all::<$isa>(x) }
         }
         $(#[target_feature(enable = $feature)])?
         unsafe fn to_f16(x: &[f32], out: &mut [u16]) {
@@ -214,6 +221,7 @@ macro_rules! stamp {
             merge,
             rms_norm,
             silu_mul,
+            exp,
             to_f16,
             probe_dots,
             probe_dots_work: 64 * generic::probe::CHAINS,

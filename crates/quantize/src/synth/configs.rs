@@ -47,6 +47,17 @@ pub(crate) fn model(shape: &Shape, quantization: Option<&Quantization>, special:
         put("sliding_window", Value::Null);
         put("max_window_layers", json!(shape.layers));
     }
+    if let Some(experts) = shape.experts {
+        let keys = json!({
+            "num_experts": experts.count,
+            "num_experts_per_tok": experts.top_k,
+            "moe_intermediate_size": experts.width,
+            "norm_topk_prob": true,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        });
+        map.extend(keys.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
+    }
     special.put(&mut map);
     if let Some(q) = quantization {
         map.insert("quantization_config".into(), quantize(q));
@@ -128,6 +139,8 @@ mod tests {
             assert_eq!(config.rope.kind(), if shape.rope_factor.is_some() { "llama3" } else { "default" });
             assert_eq!(config.tie_word_embeddings, shape.tied);
             assert!(config.windows.iter().all(Option::is_none));
+            let experts = config.moe.map(|m| (m.routing.experts, m.routing.top_k, m.width));
+            assert_eq!(experts, shape.experts.map(|e| (e.count, e.top_k, e.width)));
         }
     }
 

@@ -51,14 +51,17 @@ pub(crate) fn plan(shape: &Shape, quantization: Option<&Quantization>) -> Vec<Pl
         let at = |name: &str| format!("model.layers.{i}.{name}");
         out.push(norm(at("input_layernorm.weight"), shape.hidden));
         for linear in shape.linears() {
-            let name = at(linear.name);
+            let name = at(&linear.name);
             match quantization {
-                Some(q) => quantized(&mut out, &name, &linear, q, at(linear.input)),
+                Some(q) => quantized(&mut out, &name, &linear, q, at(&linear.input)),
                 None => out.push(weight(format!("{name}.weight"), linear.k, linear.n)),
             }
             if linear.bias {
                 out.push(floats(format!("{name}.bias"), vec![linear.n], -0.1, 0.1));
             }
+        }
+        if let Some(experts) = shape.experts {
+            out.push(weight(at("mlp.gate.weight"), shape.hidden, experts.count));
         }
         if shape.qk_norm {
             out.push(norm(at("self_attn.q_norm.weight"), shape.head_dim));
@@ -146,6 +149,9 @@ mod tests {
         assert_eq!(parameters("llama-8b"), 8_030_261_248);
         assert_eq!(parameters("qwen2-0.5b"), 494_032_768);
         assert_eq!(parameters("qwen3-0.6b"), 596_049_920);
+        assert_eq!(parameters("qwen3-30b-a3b"), 30_532_122_624);
+        // an eighth of all but the last norm
+        assert_eq!(8 * (parameters("moe-small") - 2048) + 2048, 30_532_122_624);
     }
 
     #[test]

@@ -22,6 +22,16 @@ pub(crate) struct Shape {
     pub max_positions: usize,
     pub qkv_bias: bool,
     pub qk_norm: bool,
+    /// Experts in place of the MLP.
+    pub experts: Option<Experts>,
+}
+
+/// A mixture of experts of one shape.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Experts {
+    pub count: usize,
+    pub top_k: usize,
+    pub width: usize,
 }
 
 const LLAMA: Shape = Shape {
@@ -42,6 +52,7 @@ const LLAMA: Shape = Shape {
     max_positions: 131_072,
     qkv_bias: false,
     qk_norm: false,
+    experts: None,
 };
 
 const QWEN2: Shape = Shape {
@@ -62,8 +73,27 @@ const QWEN2: Shape = Shape {
     ..LLAMA
 };
 
-/// All shapes: Llama-3.2-1B and -3B, Llama-3.1-8B, Qwen2-0.5B-Instruct, Qwen3-0.6B, and one for tests.
-pub(crate) const SHAPES: [Shape; 6] = [
+const QWEN3_MOE: Shape = Shape {
+    name: "qwen3-30b-a3b",
+    model_type: "qwen3_moe",
+    class: "Qwen3MoeForCausalLM",
+    hidden: 2048,
+    layers: 48,
+    heads: 32,
+    kv_heads: 4,
+    head_dim: 128,
+    intermediate: 6144,
+    tied: false,
+    max_positions: 40_960,
+    qkv_bias: false,
+    qk_norm: true,
+    experts: Some(Experts { count: 128, top_k: 8, width: 768 }),
+    ..QWEN2
+};
+
+/// All shapes: Llama-3.2-1B and -3B, Llama-3.1-8B, Qwen2-0.5B-Instruct, Qwen3-0.6B, Qwen3-30B-A3B and an eighth of it (its
+/// layers as they are, an eighth of them and of the vocabulary), and two for tests.
+pub(crate) const SHAPES: [Shape; 9] = [
     LLAMA,
     Shape { name: "llama-3b", hidden: 3072, layers: 28, heads: 24, head_dim: 128, ..LLAMA },
     Shape { name: "llama-8b", hidden: 4096, layers: 32, head_dim: 128, intermediate: 14_336, tied: false, rope_factor: Some(8.0), ..LLAMA },
@@ -83,47 +113,67 @@ pub(crate) const SHAPES: [Shape; 6] = [
         qk_norm: true,
         ..QWEN2
     },
+    QWEN3_MOE,
+    Shape { name: "moe-small", layers: 6, vocab: 18_992, ..QWEN3_MOE },
+    TINY,
     Shape {
-        name: "tiny",
-        hidden: 64,
-        layers: 2,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 16,
-        intermediate: 128,
-        vocab: 4096,
-        tied: false,
-        rope_theta: 1e4,
-        rope_factor: None,
-        max_positions: 2048,
-        ..LLAMA
+        name: "tiny-moe",
+        model_type: "qwen3_moe",
+        class: "Qwen3MoeForCausalLM",
+        qk_norm: true,
+        experts: Some(Experts { count: 8, top_k: 2, width: 32 }),
+        ..TINY
     },
 ];
+
+const TINY: Shape = Shape {
+    name: "tiny",
+    hidden: 64,
+    layers: 2,
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 16,
+    intermediate: 128,
+    vocab: 4096,
+    tied: false,
+    rope_theta: 1e4,
+    rope_factor: None,
+    max_positions: 2048,
+    ..LLAMA
+};
 
 /// A linear layer of a block: `y[n] = x[k] · W + bias`.
 pub(crate) struct Linear {
     /// Its name in the block.
-    pub name: &'static str,
+    pub name: String,
     pub k: usize,
     pub n: usize,
     pub bias: bool,
     /// Name of its input: layers with the same input see its rows in the same order.
-    pub input: &'static str,
+    pub input: String,
 }
 
 impl Shape {
-    /// The linear layers of one block.
-    pub fn linears(&self) -> [Linear; 7] {
+    /// The linear layers of one block, routers aside.
+    pub fn linears(&self) -> Vec<Linear> {
         let (hidden, q, kv) = (self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let linear = |name, k, n, bias, input| Linear { name, k, n, bias, input };
-        [
+        let linear = |name: &str, k, n, bias, input: &str| Linear { name: name.into(), k, n, bias, input: input.into() };
+        let mut out = vec![
             linear("self_attn.q_proj", hidden, q, self.qkv_bias, "self_attn"),
             linear("self_attn.k_proj", hidden, kv, self.qkv_bias, "self_attn"),
             linear("self_attn.v_proj", hidden, kv, self.qkv_bias, "self_attn"),
             linear("self_attn.o_proj", q, hidden, false, "self_attn.o_proj"),
-            linear("mlp.gate_proj", hidden, self.intermediate, false, "mlp"),
-            linear("mlp.up_proj", hidden, self.intermediate, false, "mlp"),
-            linear("mlp.down_proj", self.intermediate, hidden, false, "mlp.down_proj"),
-        ]
+        ];
+        // experts see different tokens, so that each has an order of its own
+        let mut mlp = |at: &str, width| {
+            out.push(linear(&format!("{at}.gate_proj"), hidden, width, false, at));
+            out.push(linear(&format!("{at}.up_proj"), hidden, width, false, at));
+            out.push(linear(&format!("{at}.down_proj"), width, hidden, false, &format!("{at}.down_proj")));
+        };
+        match self.experts {
+            None => mlp("mlp", self.intermediate),
+            Some(experts) => (0..experts.count).for_each(|e| mlp(&format!("mlp.experts.{e}"), experts.width)),
+        }
+        out
     }
 }

@@ -36,7 +36,8 @@ impl Quantization {
 
 /// What to synthesize: a shape, its vocabulary and how it is quantized.
 ///
-/// As text: a shape (`llama-1b`, `llama-3b`, `llama-8b`, `qwen2-0.5b`, `qwen3-0.6b`, `tiny`), then in any order
+/// As text: a shape (`llama-1b`, `llama-3b`, `llama-8b`, `qwen2-0.5b`, `qwen3-0.6b`, `qwen3-30b-a3b`,
+/// `moe-small`, `tiny`, `tiny-moe`), then in any order
 ///
 /// | option | meaning | default |
 /// |---|---|---|

@@ -66,6 +66,22 @@ pub(crate) unsafe fn silu_mul<V: Vector>(gate: &mut [f32], up: &[f32]) {
     gate.copy_from_slice(&last[..gate.len()]);
 }
 
+/// `x[i] = e^x[i]`, see [`exp`].
+///
+/// # Safety
+/// The instruction set of `V`.
+#[inline(always)]
+pub(crate) unsafe fn exp_all<V: Vector>(x: &mut [f32]) {
+    let (chunks, rest) = x.as_chunks_mut::<16>();
+    for c in chunks {
+        // SAFETY: chunks are 16 floats.
+        unsafe { V::store_f(c.as_mut_ptr(), exp::<V>(V::load_f(c.as_ptr()))) };
+    }
+    // SAFETY: the load goes through a padded copy; the result is an array.
+    let last = unsafe { V::lanes(exp::<V>(load_some::<V>(rest))) };
+    rest.copy_from_slice(&last[..rest.len()]);
+}
+
 /// Rounds to half precision, ties to even.
 ///
 /// # Safety
