@@ -3,6 +3,7 @@
 use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of a line of cache.
 const LINE: usize = 64;
@@ -18,6 +19,49 @@ pub(crate) enum AlignedBytes {
     Heap(Heap),
     /// Pages of their own.
     Pages(MmapMut),
+    /// A part of pages that others have parts of too.
+    Part(Part),
+}
+
+/// Bytes `start..start + len` of a block, which nobody else has.
+pub(crate) struct Part {
+    block: Arc<MmapMut>,
+    start: usize,
+    len: usize,
+}
+
+/// Bytes of a block that parts are taken from: small weights share large pages, of which each alone would fill none.
+const BLOCK: usize = 32 << 20;
+
+/// The block that parts are taken from now, and how much of it is taken. It goes back to the system when its last part
+/// does.
+static BLOCK_IN_USE: Mutex<Option<(Arc<MmapMut>, usize)>> = Mutex::new(None);
+
+impl Part {
+    /// The next `len` bytes of the block in use, or of a new one; none if there are no pages to be had.
+    fn take(len: usize) -> Option<Self> {
+        let mut in_use = BLOCK_IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = len.next_multiple_of(LINE);
+        let (block, start) = match in_use.take() {
+            Some((block, taken)) if taken + room <= BLOCK => (block, taken),
+            _ => {
+                let pages = MmapMut::map_anon(BLOCK).ok()?;
+                advise_large(&pages);
+                (Arc::new(pages), 0)
+            }
+        };
+        // the last part of a block takes it along
+        *in_use = (start + room < BLOCK).then(|| (Arc::clone(&block), start + room));
+        Some(Self { block, start, len })
+    }
+}
+
+/// Asks for large pages; only advice: a system without them gives small ones.
+fn advise_large(pages: &MmapMut) {
+    #[cfg(target_os = "linux")]
+    let _ = pages.advise(memmap2::Advice::HugePage);
+    #[cfg(not(target_os = "linux"))]
+    let _ = pages;
 }
 
 /// Bytes from the allocator.
@@ -80,13 +124,18 @@ impl AlignedBytes {
     }
 
     /// `len` zero bytes, all of which will be written to: in large pages where the system has them, because a fault for
-    /// each 4 KiB would cost more than packing.
+    /// each 4 KiB would cost more than packing, and a miss of the address cache for each of them slows every read.
     pub fn to_fill(len: usize) -> Self {
+        /// What is smaller is not worth a part.
+        const SMALLEST: usize = 16 << 10;
+        if (SMALLEST..BLOCK / 8).contains(&len)
+            && let Some(part) = Part::take(len)
+        {
+            return AlignedBytes::Part(part);
+        }
         let bytes = Self::zeroed(len);
-        #[cfg(target_os = "linux")]
         if let AlignedBytes::Pages(pages) = &bytes {
-            // only advice: a system without large pages gives small ones
-            let _ = pages.advise(memmap2::Advice::HugePage);
+            advise_large(pages);
         }
         bytes
     }
@@ -96,6 +145,7 @@ impl AlignedBytes {
         match self {
             AlignedBytes::Heap(heap) => heap.start(),
             AlignedBytes::Pages(pages) => pages.as_ptr().cast_mut(),
+            AlignedBytes::Part(part) => part.block.as_ptr().cast_mut().wrapping_add(part.start),
         }
     }
 
@@ -105,6 +155,8 @@ impl AlignedBytes {
             // SAFETY: `len` bytes were allocated and zeroed, and live as long as this value.
             AlignedBytes::Heap(heap) => unsafe { std::slice::from_raw_parts(heap.start(), heap.len) },
             AlignedBytes::Pages(pages) => pages,
+            // SAFETY: these bytes lie inside the block, which lives as long as this value; nobody else has them.
+            AlignedBytes::Part(part) => unsafe { std::slice::from_raw_parts(self.start(), part.len) },
         }
     }
 
@@ -114,6 +166,11 @@ impl AlignedBytes {
             // SAFETY: as above, and the borrow is exclusive.
             AlignedBytes::Heap(heap) => unsafe { std::slice::from_raw_parts_mut(heap.start(), heap.len) },
             AlignedBytes::Pages(pages) => pages,
+            AlignedBytes::Part(Part { block, start, len }) => {
+                let first = block.as_ptr().cast_mut().wrapping_add(*start);
+                // SAFETY: as above, and the borrow is exclusive; the block is only ever touched through its parts.
+                unsafe { std::slice::from_raw_parts_mut(first, *len) }
+            }
         }
     }
 }
@@ -124,13 +181,39 @@ mod tests {
 
     #[test]
     fn zeroed_and_aligned_whatever_they_come_from() {
-        for len in [0, 1, 63, 64, 65, 4096, PAGES - 1, PAGES, 3 * PAGES + 7] {
+        for len in [0, 1, 63, 64, 65, 4096, PAGES - 1, PAGES, 3 * PAGES + 7, BLOCK] {
             for mut bytes in [AlignedBytes::zeroed(len), AlignedBytes::to_fill(len)] {
-                assert!(matches!(bytes, AlignedBytes::Pages(_)) == (len >= PAGES));
                 assert!(bytes.as_slice().len() == len && bytes.as_slice().iter().all(|&b| b == 0));
                 assert!(bytes.as_slice().as_ptr().addr().is_multiple_of(LINE));
                 bytes.as_mut_slice().fill(7);
                 assert!(bytes.as_slice().iter().all(|&b| b == 7));
+            }
+            assert!(matches!(AlignedBytes::zeroed(len), AlignedBytes::Pages(_)) == (len >= PAGES));
+        }
+    }
+
+    #[test]
+    fn parts_of_a_block_stay_apart() {
+        // more than a block, from several threads, some given back in between
+        let make = |t: usize| {
+            let sizes = (0..60).map(|i| (16 << 10) + (i * 7919 + t * 31) % (1 << 20));
+            let mut parts: Vec<AlignedBytes> = sizes.map(AlignedBytes::to_fill).collect();
+            parts.retain(|p| matches!(p, AlignedBytes::Part(_)));
+            assert_eq!(parts.len(), 60);
+            for (i, p) in parts.iter_mut().enumerate() {
+                assert!(p.as_slice().iter().all(|&b| b == 0));
+                p.as_mut_slice().fill((t * 60 + i) as u8);
+            }
+            parts.truncate(40);
+            parts
+        };
+        let all: Vec<Vec<AlignedBytes>> = std::thread::scope(|s| {
+            let threads: Vec<_> = (0..3).map(|t| s.spawn(move || make(t))).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        for (t, parts) in all.iter().enumerate() {
+            for (i, p) in parts.iter().enumerate() {
+                assert!(p.as_slice().iter().all(|&b| b == (t * 60 + i) as u8), "{t} {i}");
             }
         }
     }

@@ -48,6 +48,7 @@ pub use experts::{Expert, ExpertScratch, Experts, Shared, share_orders};
 pub use isa::{ISA_NAMES, Isa};
 pub use kv::{KvLayer, KvType};
 pub use pack::{Description, LAYOUT, PackedMatrix, kernel_name};
+pub use probe::ProbeMemory;
 pub use routing::{Choice, ExpertGroups, GroupScore, MAX_GROUPS, Routing, Scoring};
 pub use stored::{Mapping, Stored};
 pub use table::Table;

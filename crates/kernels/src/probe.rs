@@ -1,12 +1,30 @@
 //! The limits of the machine, measured with the instructions that the kernels use, on the backend's threads. Single
 //! samples of about a millisecond: callers take the best of many, between the samples of what they compare.
 
+use crate::aligned::AlignedBytes;
 use crate::backend::Backend;
 use std::hint::black_box;
 use std::time::Instant;
 
 /// Rounds of a sample of arithmetic.
 const ROUNDS: usize = 1 << 16;
+
+/// Memory to read, allocated as packed weights are: what limits them must not be measured in smaller pages than theirs.
+pub struct ProbeMemory(AlignedBytes);
+
+impl ProbeMemory {
+    /// `bytes` bytes that are not zero, from the beginning of a line on: untouched zero pages would all be one page.
+    pub fn new(bytes: usize) -> Self {
+        let mut memory = AlignedBytes::to_fill(bytes);
+        memory.as_mut_slice().fill(1);
+        Self(memory)
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        self.0.as_slice()
+    }
+}
 
 impl Backend {
     /// Calls `body` once for each thread and returns the seconds that all of it took.

@@ -1,7 +1,7 @@
 //! What the machine can do at most, measured beside what is compared with it, and what work takes at least.
 
 use crate::Machine;
-use billfish_kernels::Backend;
+use billfish_kernels::{Backend, ProbeMemory};
 use std::time::{Duration, Instant};
 
 /// The machine's limits at one moment, on the threads of one backend.
@@ -30,9 +30,7 @@ pub fn uncached_bytes() -> usize {
 
 /// Measures limits.
 pub struct Prober {
-    data: Vec<u8>,
-    /// Where a line of cache begins: weights lie so, and a read across two lines is slower.
-    start: usize,
+    memory: ProbeMemory,
     next: usize,
 }
 
@@ -48,20 +46,12 @@ impl Prober {
     /// To be compared with work that reads so many bytes over and over: a small model lies in a cache, and so does what
     /// is read beside it.
     pub fn new(bytes: usize) -> Self {
-        // any value but 0: untouched zero pages would all be one page
-        let data = vec![1; bytes.max(64 << 10) + LINE];
-        let start = data.as_ptr().align_offset(LINE).min(LINE);
-        Self { data, start, next: 0 }
+        Self { memory: ProbeMemory::new(bytes.max(64 << 10)), next: 0 }
     }
 
     /// A prober for work that reads `bytes` over and over; what no cache holds is read no faster if there is more of it.
     pub fn for_working_set(bytes: usize) -> Self {
         Self::new(bytes.min(uncached_bytes().max(256 << 20)))
-    }
-
-    /// The memory, from the beginning of a line on.
-    fn lines(&self) -> &[u8] {
-        &self.data[self.start..self.data.len() - (LINE - self.start)]
     }
 
     /// The limits now: each the best of some samples.
@@ -75,21 +65,21 @@ impl Prober {
             }
             best
         };
-        let read = best(3, &|| backend.probe_read(self.lines())).max(best(3, &|| read_streams(backend, self.lines())));
+        let read = best(3, &|| backend.probe_read(self.memory.bytes())).max(best(3, &|| read_streams(backend, self.memory.bytes())));
         Limits { read, ..arithmetic(backend, &best) }
     }
 
     /// The limits now, from one short sample each. What is read are the next `bytes`, so that they are as cold as all of
     /// the memory is large.
     pub fn sample(&mut self, backend: &Backend, bytes: usize) -> Limits {
-        let bytes = bytes.next_multiple_of(LINE).clamp(LINE, self.lines().len());
+        let bytes = bytes.next_multiple_of(LINE).clamp(LINE, self.memory.bytes().len());
         let mut next = || {
-            let from = if self.next + bytes > self.lines().len() { 0 } else { self.next };
+            let from = if self.next + bytes > self.memory.bytes().len() { 0 } else { self.next };
             self.next = from + bytes;
             from..from + bytes
         };
         let [one, other] = [next(), next()];
-        let read = backend.probe_read(&self.lines()[one]).max(read_streams(backend, &self.lines()[other]));
+        let read = backend.probe_read(&self.memory.bytes()[one]).max(read_streams(backend, &self.memory.bytes()[other]));
         Limits { read, ..arithmetic(backend, &|_, sample| sample()) }
     }
 }
@@ -197,8 +187,8 @@ mod tests {
     fn limits_are_measured() {
         let backend = Backend::new(Isa::choose(None).unwrap(), 1).unwrap();
         let mut prober = Prober::new(1 << 20);
-        assert_eq!((prober.lines().as_ptr().align_offset(LINE), prober.lines().len()), (0, 1 << 20));
-        assert!(read_streams(&backend, prober.lines()) > 0.0 && read_streams(&backend, &[1; 100]).is_finite());
+        assert_eq!((prober.memory.bytes().as_ptr().align_offset(LINE), prober.memory.bytes().len()), (0, 1 << 20));
+        assert!(read_streams(&backend, prober.memory.bytes()) > 0.0 && read_streams(&backend, &[1; 100]).is_finite());
         for l in [prober.measure(&backend), prober.sample(&backend, 1 << 19), prober.sample(&backend, usize::MAX)] {
             assert!(l.read > 0.0 && l.dots > 0.0 && l.fmas > 0.0 && l.read.is_finite(), "{l:?}");
             assert!(l.max(Limits { read: f64::MAX, ..l }).read == f64::MAX);
