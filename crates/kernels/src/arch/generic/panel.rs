@@ -134,6 +134,12 @@ const fn ahead(bits: u32) -> usize {
     if bits >= 4 { 6144 } else { 8192 }
 }
 
+/// Whether the kernel asks for lines ahead. All four vectors of a panel of 8-bit codes are one dense stream of reads,
+/// which processors follow by themselves; asking then costs up to a third (Zen 4, 3 and 4 rows).
+const fn asks(bits: u32, nv: usize) -> bool {
+    !(bits == 8 && nv == 4)
+}
+
 /// One tile of `MR` rows of `P` planes times one panel, `NV` vectors of sixteen columns at a time.
 ///
 /// # Safety
@@ -179,7 +185,8 @@ pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: 
                         // each pass over the block asks for its part, so that memory is never idle nor swamped
                         let per_pass = (4 * lines(BITS)).div_ceil(P * 4 / NV);
                         let pass = v0 / NV * P + P - 1 - p;
-                        let ask = if a.fresh { pass * per_pass..((pass + 1) * per_pass).min(4 * lines(BITS)) } else { 0..0 };
+                        let ask =
+                            if a.fresh && asks(BITS, NV) { pass * per_pass..((pass + 1) * per_pass).min(4 * lines(BITS)) } else { 0..0 };
                         for c in 0..block.chunks {
                             let line = data.add((c * 4 + v0) * lines(BITS) * 64);
                             for l in ask.clone() {
@@ -221,7 +228,7 @@ pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: 
                     for c in 0..block.chunks {
                         for v in 0..NV {
                             let line = data.add((c * 4 + v0 + v) * lines(BITS) * 64);
-                            for l in 0..lines(BITS) {
+                            for l in 0..if asks(BITS, NV) { lines(BITS) } else { 0 } {
                                 V::prefetch(line.wrapping_add(64 * l + ahead(BITS)));
                             }
                             let w = load::<V, BITS>(line);
