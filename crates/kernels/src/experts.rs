@@ -108,6 +108,18 @@ impl Experts {
         &self.list
     }
 
+    /// Uses another weight for gate (0), up (1) or down (2) of the expert at a place of the list.
+    ///
+    /// # Panics
+    /// If there is no such expert or part, or the weight has another shape.
+    pub fn replace(&mut self, place: usize, part: usize, weight: Weight) {
+        let Expert { gate, up, down } = &mut self.list[place];
+        let old = [gate, up, down].into_iter().nth(part).expect("gate, up or down");
+        let shape = |w: &Weight| (w.in_features(), w.out_features());
+        assert_eq!(shape(old), shape(&weight), "a weight of the same shape");
+        *old = weight;
+    }
+
     /// The place in the list of expert `e` of the layer.
     fn local(&self, e: u32) -> Option<u32> {
         match &self.map {

@@ -26,6 +26,7 @@ fn pair<T: Copy, U>(a: [T; 2], b: [T; 2], f: impl Fn(T, T) -> U) -> [U; 2] {
 impl<const VNNI: bool> Vector for Ymm<VNNI> {
     type I = [__m256i; 2];
     type F = [__m256; 2];
+    type D = [__m256d; 2];
 
     #[inline(always)]
     unsafe fn load_i(p: *const u8) -> Self::I {
@@ -216,6 +217,27 @@ impl<const VNNI: bool> Vector for Ymm<VNNI> {
         // SAFETY: a hint, valid for any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
+    #[inline(always)]
+    unsafe fn load_d(p: *const f64) -> Self::D {
+        // SAFETY: valid for 8 floats.
+        unsafe { [_mm256_loadu_pd(p), _mm256_loadu_pd(p.add(4))] }
+    }
+    #[inline(always)]
+    unsafe fn store_d(p: *mut f64, v: Self::D) {
+        // SAFETY: valid for 8 floats.
+        unsafe {
+            _mm256_storeu_pd(p, v[0]);
+            _mm256_storeu_pd(p.add(4), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn fma_d(a: f64, b: Self::D, c: Self::D) -> Self::D {
+        // SAFETY: see above.
+        unsafe {
+            let a = _mm256_set1_pd(a);
+            [_mm256_fmadd_pd(a, b[0], c[0]), _mm256_fmadd_pd(a, b[1], c[1])]
+        }
+    }
 }
 
 super::stamp! {
@@ -228,4 +250,5 @@ super::stamp! {
     },
     dense: [1 => 2, 2 => 1, 4 => 1],
     attend: [1 => 4, 2 => 2, 4 => 1, 6 => 1],
+    gemm: 6 x 1,
 }

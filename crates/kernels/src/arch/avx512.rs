@@ -12,6 +12,7 @@ pub(crate) struct Avx512;
 impl Vector for Avx512 {
     type I = __m512i;
     type F = __m512;
+    type D = __m512d;
 
     #[inline(always)]
     unsafe fn load_i(p: *const u8) -> Self::I {
@@ -170,6 +171,21 @@ impl Vector for Avx512 {
         // SAFETY: a hint, valid for any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
+    #[inline(always)]
+    unsafe fn load_d(p: *const f64) -> Self::D {
+        // SAFETY: valid for 8 floats.
+        unsafe { _mm512_loadu_pd(p) }
+    }
+    #[inline(always)]
+    unsafe fn store_d(p: *mut f64, v: Self::D) {
+        // SAFETY: valid for 8 floats.
+        unsafe { _mm512_storeu_pd(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn fma_d(a: f64, b: Self::D, c: Self::D) -> Self::D {
+        // SAFETY: see above.
+        unsafe { _mm512_fmadd_pd(_mm512_set1_pd(a), b, c) }
+    }
 }
 
 super::stamp! {
@@ -182,4 +198,5 @@ super::stamp! {
     },
     dense: [1 => 4, 2 => 4, 4 => 2, 6 => 2],
     attend: [1 => 4, 2 => 4, 4 => 4, 6 => 4, 8 => 2, 10 => 2, 12 => 2],
+    gemm: 6 x 4,
 }

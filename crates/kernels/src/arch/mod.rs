@@ -21,7 +21,7 @@ mod scalar;
 mod tests;
 
 use crate::isa::Isa;
-use generic::{AttendArgs, DenseArgs, QuantizeArgs, TileArgs};
+use generic::{AttendArgs, DenseArgs, GemmArgs, QuantizeArgs, TileArgs};
 
 /// A kernel over one panel; see [`generic::panel::tile`].
 pub(crate) type TileFn = unsafe fn(&TileArgs);
@@ -77,6 +77,10 @@ pub(crate) struct Kernels {
     pub exp: unsafe fn(&mut [f32]),
     /// Rounds to half precision.
     pub to_f16: unsafe fn(&[f32], &mut [u16]),
+    /// Rows and columns of a tile of [`Kernels::gemm`].
+    pub gemm_tile: (usize, usize),
+    /// See [`generic::gemm`].
+    pub gemm: unsafe fn(&GemmArgs),
     /// See [`generic::probe`].
     pub probe_dots: unsafe fn(usize) -> i32,
     /// Multiply-adds of a round of `probe_dots`.
@@ -98,6 +102,7 @@ macro_rules! stamp {
         tiles: { $($planes:literal: [$($rows:literal => ($nv:literal, $seq:literal)),* $(,)?]),* $(,)? },
         dense: [$($drows:literal => $dnv:literal),* $(,)?],
         attend: [$($arows:literal => $anv:literal),* $(,)?],
+        gemm: $gmr:literal x $gnv:literal,
     ) => {
         use super::generic;
         use super::{AttendFn, DenseFn, Kernels, TileFn};
@@ -148,6 +153,11 @@ macro_rules! stamp {
         unsafe fn to_f16(x: &[f32], out: &mut [u16]) {
             // SAFETY: see above.
             unsafe { generic::elementwise::to_f16::<$isa>(x, out) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn gemm(a: &generic::GemmArgs) {
+            // SAFETY: see above.
+            unsafe { generic::gemm::gemm::<$isa, $gmr, $gnv>(a) }
         }
         $(#[target_feature(enable = $feature)])?
         unsafe fn probe_dots(rounds: usize) -> i32 {
@@ -223,6 +233,8 @@ macro_rules! stamp {
             silu_mul,
             exp,
             to_f16,
+            gemm_tile: ($gmr, 8 * $gnv),
+            gemm,
             probe_dots,
             probe_dots_work: 64 * generic::probe::CHAINS,
             probe_fmas,

@@ -73,6 +73,7 @@ unsafe fn dot_of_products<const FULL: bool>(acc: int32x4_t, w: int8x16_t, x: int
 impl<const DOT: bool> Vector for Quads<DOT> {
     type I = [int32x4_t; 4];
     type F = [float32x4_t; 4];
+    type D = [float64x2_t; 4];
 
     #[inline(always)]
     unsafe fn load_i(p: *const u8) -> Self::I {
@@ -264,6 +265,24 @@ impl<const DOT: bool> Vector for Quads<DOT> {
         // SAFETY: a hint, valid for any address.
         unsafe { asm!("prfm pldl1keep, [{0}]", in(reg) p, options(readonly, nostack, preserves_flags)) }
     }
+    #[inline(always)]
+    unsafe fn load_d(p: *const f64) -> Self::D {
+        // SAFETY: valid for 8 floats.
+        unsafe { [vld1q_f64(p), vld1q_f64(p.add(2)), vld1q_f64(p.add(4)), vld1q_f64(p.add(6))] }
+    }
+    #[inline(always)]
+    unsafe fn store_d(p: *mut f64, v: Self::D) {
+        // SAFETY: valid for 8 floats.
+        unsafe { (0..4).for_each(|i| vst1q_f64(p.add(2 * i), v[i])) }
+    }
+    #[inline(always)]
+    unsafe fn fma_d(a: f64, b: Self::D, c: Self::D) -> Self::D {
+        // SAFETY: see above.
+        unsafe {
+            let a = vdupq_n_f64(a);
+            [vfmaq_f64(c[0], a, b[0]), vfmaq_f64(c[1], a, b[1]), vfmaq_f64(c[2], a, b[2]), vfmaq_f64(c[3], a, b[3])]
+        }
+    }
 }
 
 super::stamp! {
@@ -276,4 +295,5 @@ super::stamp! {
     },
     dense: [1 => 2, 2 => 1, 3 => 1],
     attend: [1 => 4, 2 => 2, 4 => 1, 6 => 1],
+    gemm: 6 x 1,
 }

@@ -21,6 +21,7 @@ fn zip<T: Copy, U: Copy>(a: [T; 16], b: [T; 16], f: impl Fn(T, T) -> U) -> [U; 1
 impl Vector for Scalar {
     type I = [i32; 16];
     type F = [f32; 16];
+    type D = [f64; 8];
 
     #[inline(always)]
     unsafe fn load_i(p: *const u8) -> Self::I {
@@ -161,6 +162,20 @@ impl Vector for Scalar {
     unsafe fn abs_f(a: Self::F) -> Self::F {
         map(a, f32::abs)
     }
+    #[inline(always)]
+    unsafe fn load_d(p: *const f64) -> Self::D {
+        // SAFETY: valid for 8 floats.
+        unsafe { p.cast::<[f64; 8]>().read() }
+    }
+    #[inline(always)]
+    unsafe fn store_d(p: *mut f64, v: Self::D) {
+        // SAFETY: valid for 8 floats.
+        unsafe { p.cast::<[f64; 8]>().write(v) }
+    }
+    #[inline(always)]
+    unsafe fn fma_d(a: f64, b: Self::D, c: Self::D) -> Self::D {
+        std::array::from_fn(|i| a.mul_add(b[i], c[i]))
+    }
 }
 
 super::stamp! {
@@ -173,4 +188,5 @@ super::stamp! {
     },
     dense: [1 => 2, 4 => 1],
     attend: [1 => 1, 4 => 1],
+    gemm: 4 x 1,
 }

@@ -14,6 +14,8 @@ pub(crate) trait Vector: Copy {
     type I: Copy;
     /// Sixteen `f32`.
     type F: Copy;
+    /// Eight `f64`.
+    type D: Copy;
 
     /// Loads 64 bytes.
     unsafe fn load_i(p: *const u8) -> Self::I;
@@ -85,6 +87,13 @@ pub(crate) trait Vector: Copy {
     unsafe fn min_f(a: Self::F, b: Self::F) -> Self::F;
     /// Magnitude.
     unsafe fn abs_f(a: Self::F) -> Self::F;
+
+    /// Eight `f64` from memory.
+    unsafe fn load_d(p: *const f64) -> Self::D;
+    /// Eight `f64` to memory.
+    unsafe fn store_d(p: *mut f64, v: Self::D);
+    /// `a * b + c` in each lane, rounded once.
+    unsafe fn fma_d(a: f64, b: Self::D, c: Self::D) -> Self::D;
 
     /// Asks for the cache line at `p` (a hint; any address).
     #[inline(always)]

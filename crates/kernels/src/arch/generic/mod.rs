@@ -3,6 +3,7 @@
 pub(crate) mod attention;
 pub(crate) mod dense;
 pub(crate) mod elementwise;
+pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod panel;
 pub(crate) mod probe;
@@ -10,6 +11,7 @@ pub(crate) mod quantize;
 
 pub(crate) use attention::AttendArgs;
 pub(crate) use dense::DenseArgs;
+pub(crate) use gemm::GemmArgs;
 pub(crate) use panel::TileArgs;
 pub(crate) use quantize::{DigitOrder, QuantizeArgs};
 
