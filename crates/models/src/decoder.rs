@@ -2,14 +2,13 @@
 
 use crate::batch::{self, BatchLogits, Given, Logits, Part};
 use crate::cache::CacheUse;
-use crate::feed_forward::{FeedForward, GateUp, MoeScratch};
+use crate::feed_forward::{FeedForward, MoeScratch};
 use crate::head::HeadRounding;
 use crate::load::{LoadOptions, ModuleUse};
+use crate::pass::{Pass, Sequences};
 use crate::rope::Angles;
 use crate::{DecoderConfig, ModelError};
-use billfish_kernels::{
-    Activations, AttentionRule, AttentionScratch, Backend, Input, KvLayer, MatmulScratch, PackedDense, Product, Table, Weight,
-};
+use billfish_kernels::{Activations, AttentionScratch, Backend, Input, KvLayer, MatmulScratch, PackedDense, Product, Table, Weight};
 use billfish_tensor::ActivationScale;
 use std::sync::Arc;
 
@@ -120,21 +119,21 @@ pub const RESERVED_AHEAD: usize = 4096;
 /// Buffers of the forward pass, kept from call to call so that a decode step allocates nothing once they have grown.
 #[derive(Default)]
 pub struct Scratch {
-    matmul: MatmulScratch,
-    attention: AttentionScratch,
-    angles: Angles,
-    residual: Vec<f32>,
-    normed: Vec<f32>,
-    query: Vec<f32>,
-    key: Vec<f32>,
-    value: Vec<f32>,
-    mixed: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    output: Vec<f32>,
-    moe: MoeScratch,
-    logits: Vec<f32>,
-    given: Vec<Given>,
+    pub(crate) matmul: MatmulScratch,
+    pub(crate) attention: AttentionScratch,
+    pub(crate) angles: Angles,
+    pub(crate) residual: Vec<f32>,
+    pub(crate) normed: Vec<f32>,
+    pub(crate) query: Vec<f32>,
+    pub(crate) key: Vec<f32>,
+    pub(crate) value: Vec<f32>,
+    pub(crate) mixed: Vec<f32>,
+    pub(crate) gate: Vec<f32>,
+    pub(crate) up: Vec<f32>,
+    pub(crate) output: Vec<f32>,
+    pub(crate) moe: MoeScratch,
+    pub(crate) logits: Vec<f32>,
+    pub(crate) given: Vec<Given>,
 }
 
 impl Scratch {
@@ -270,108 +269,46 @@ impl Model {
         let c = &self.config;
         parts.iter().try_for_each(|p| self.check(p.tokens, p.cache.len()))?;
         let m = parts.iter().map(|p| p.tokens.len()).sum();
-        let backend = &*self.backend;
-        let Scratch { matmul, attention, angles, residual, normed, query, key, value, mixed, gate, up, output, moe, logits, given } =
-            scratch;
-        batch::list(parts, given);
+        batch::list(parts, &mut scratch.given);
         if m == 0 {
-            return Ok(BatchLogits { given, logits: &[], vocabulary: c.vocab_size });
+            return Ok(BatchLogits { given: &scratch.given, logits: &[], vocabulary: c.vocab_size });
         }
-        let residual = room(residual, m * c.hidden_size);
-        let normed = room(normed, m * c.hidden_size);
-        angles.clear();
-        let mut rows = residual.chunks_exact_mut(c.hidden_size);
+        let pass = Pass { config: c, backend: &self.backend, activations: self.options.activations, m };
+        pass.room(scratch);
+        scratch.angles.clear();
+        let mut rows = scratch.residual.chunks_exact_mut(c.hidden_size);
         for p in &*parts {
             p.tokens.iter().zip(&mut rows).for_each(|(token, row)| self.vocabulary.embed(*token as usize, row));
-            c.rope.angles(&p.cache.frequencies, p.cache.len(), p.tokens.len(), angles);
+            c.rope.angles(&p.cache.frequencies, p.cache.len(), p.tokens.len(), &mut scratch.angles);
         }
-
-        let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let query = room(query, m * q_width);
-        let key = room(key, m * kv_width);
-        let value = room(value, m * kv_width);
-        let mixed = room(mixed, m * q_width);
-        let width = if c.moe.as_ref().is_some_and(|moe| moe.layers.iter().all(|&l| l)) { 0 } else { c.intermediate_size };
-        let gate = room(gate, if c.architecture.fused_gate_up { 0 } else { m * width });
-        let up = room(up, m * width * if c.architecture.fused_gate_up { 2 } else { 1 });
-        let output = room(output, m * c.hidden_size);
-        let scale = 1.0 / (c.head_dim as f32).sqrt();
-        let act = self.options.activations;
         for (i, layer) in self.layers.iter().enumerate() {
-            let a = &layer.attention;
-            let input = Input::Normed { rows: residual, weight: &layer.attention_norm, eps: c.rms_norm_eps };
-            let products = &mut [Product::new(&a.query, query), Product::new(&a.key, key), Product::new(&a.value, value)];
-            backend.matmul(matmul, input, m, act, products);
-            if let Some((q_norm, k_norm)) = &a.qk_norms {
-                // a norm does not write over what it reads; `mixed` is free until attention
-                mixed.copy_from_slice(query);
-                backend.rms_norm(mixed, q_norm, c.rms_norm_eps, query);
-                let copy = &mut mixed[..m * kv_width];
-                copy.copy_from_slice(key);
-                backend.rms_norm(copy, k_norm, c.rms_norm_eps, key);
-            }
-            backend.rows(query, q_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
-            backend.rows(key, kv_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
-            backend.append(attention, parts.iter_mut().map(|p| (&mut p.cache.layers[i], p.tokens.len())), key, value);
-            let rule = AttentionRule { heads: c.heads, scale, window: a.window };
-            backend.attend(attention, rule, parts.iter().map(|p| (&p.cache.layers[i], p.tokens.len())), query, mixed);
-            let norm = layer.output_norms.as_ref().map(|n| &n.0);
-            self.join(matmul, Input::Rows(mixed), &a.output, norm, residual, output, normed);
-
-            let mlp = match (&layer.feed_forward, &c.moe) {
-                (FeedForward::Mlp(mlp), _) => mlp,
-                (FeedForward::Moe(experts), config) => {
-                    // router and experts read the same rows
-                    backend.rms_norm(residual, &layer.mlp_norm, c.rms_norm_eps, normed);
-                    if let Some(config) = config {
-                        experts.run(backend, config, i, normed, act, matmul, moe, residual);
-                    }
-                    continue;
-                }
-            };
-            let input = Input::Normed { rows: residual, weight: &layer.mlp_norm, eps: c.rms_norm_eps };
-            let gated = match &mlp.gate_up {
-                GateUp::Separate { gate: g, up: u } => {
-                    backend.matmul(matmul, input, m, act, &mut [Product::new(g, gate), Product::new(u, up)]);
-                    Input::Gated { gate, up, stride: width }
-                }
-                GateUp::Fused(w) => {
-                    backend.matmul(matmul, input, m, act, &mut [Product::new(w, up)]);
-                    Input::Gated { gate: up, up: &up[width..], stride: 2 * width }
-                }
-            };
-            let norm = layer.output_norms.as_ref().map(|n| &n.1);
-            self.join(matmul, gated, &mlp.down, norm, residual, output, normed);
+            pass.layer(layer, i, scratch, &mut InLayer { parts, layer: i });
         }
 
+        let Scratch { matmul, residual, logits, given, .. } = scratch;
+        let residual = &mut residual[..m * c.hidden_size];
         let rows = batch::to_front(parts, given, c.hidden_size, residual);
         let logits = room(logits, rows * c.vocab_size);
         if rows > 0 {
             let input = Input::Normed { rows: &residual[..rows * c.hidden_size], weight: &self.norm, eps: c.rms_norm_eps };
-            backend.matmul(matmul, input, rows, act, &mut [Product::new(self.vocabulary.head(), logits)]);
+            self.backend.matmul(matmul, input, rows, self.options.activations, &mut [Product::new(self.vocabulary.head(), logits)]);
         }
         Ok(BatchLogits { given, logits, vocabulary: c.vocab_size })
     }
+}
 
-    /// Adds `x · W` to the residual stream, through its norm if it has one.
-    #[allow(clippy::too_many_arguments)] // the buffers of one pass
-    fn join(
-        &self,
-        matmul: &mut MatmulScratch,
-        x: Input<'_>,
-        weight: &Weight,
-        norm: Option<&Vec<f32>>,
-        residual: &mut [f32],
-        output: &mut [f32],
-        normed: &mut [f32],
-    ) {
-        let (hidden, act) = (self.config.hidden_size, self.options.activations);
-        let m = residual.len() / hidden;
-        let Some(norm) = norm else {
-            return self.backend.matmul(matmul, x, m, act, &mut [Product::onto(weight, residual)]);
-        };
-        self.backend.matmul(matmul, x, m, act, &mut [Product::new(weight, output)]);
-        self.backend.rms_norm(output, norm, self.config.rms_norm_eps, normed);
-        self.backend.rows(residual, hidden, &|i, row| row.iter_mut().zip(&normed[i * hidden..]).for_each(|(r, a)| *r += a));
+/// The parts of a pass in one layer.
+struct InLayer<'p, 'a> {
+    parts: &'p mut [Part<'a>],
+    layer: usize,
+}
+
+impl Sequences for InLayer<'_, '_> {
+    fn each_mut(&mut self) -> impl Iterator<Item = (&mut KvLayer, usize)> {
+        self.parts.iter_mut().map(|p| (&mut p.cache.layers[self.layer], p.tokens.len()))
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&KvLayer, usize)> + Clone {
+        self.parts.iter().map(|p| (&p.cache.layers[self.layer], p.tokens.len()))
     }
 }

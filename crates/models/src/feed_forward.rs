@@ -35,6 +35,7 @@ pub(crate) struct SharedExpert {
 
 /// The experts of one layer.
 pub(crate) struct Moe {
+    pub config: MoeConfig,
     /// `[hidden, experts]`.
     pub router: Weight,
     /// Added to scores for the choice only.
@@ -60,12 +61,22 @@ impl MoeScratch {
 }
 
 impl Moe {
+    /// Which experts the rows of `x` go to, `[m, top_k]`.
+    pub fn choices(&self, backend: &Backend, x: &[f32], activations: Activations, matmul: &mut MatmulScratch) -> Vec<Choice> {
+        let routing = &self.config.routing;
+        let m = x.len() / self.router.in_features();
+        let mut logits = vec![0.0; m * routing.experts];
+        backend.matmul(matmul, Input::Rows(x), m, activations, &mut [Product::new(&self.router, &mut logits)]);
+        let mut choices = vec![Choice::default(); m * routing.top_k];
+        backend.route(routing, &mut logits, self.correction.as_deref(), &mut choices);
+        choices
+    }
+
     /// Adds what the experts of layer `layer` make of `x`, `[m, hidden]`, to the residual stream.
     #[allow(clippy::too_many_arguments)] // the buffers of one pass
     pub fn run(
         &self,
         backend: &Backend,
-        config: &MoeConfig,
         layer: usize,
         x: &[f32],
         activations: Activations,
@@ -73,7 +84,7 @@ impl Moe {
         scratch: &mut MoeScratch,
         residual: &mut [f32],
     ) {
-        let routing = &config.routing;
+        let routing = &self.config.routing;
         let m = x.len() / self.router.in_features();
         if m == 0 {
             return;
@@ -93,8 +104,8 @@ impl Moe {
         choices.clear();
         choices.resize(m * routing.top_k, Choice::default());
         backend.route(routing, logits, self.correction.as_deref(), choices);
-        if usage.len() < config.layers.len() * routing.experts {
-            usage.resize(config.layers.len() * routing.experts, 0);
+        if usage.len() < self.config.layers.len() * routing.experts {
+            usage.resize(self.config.layers.len() * routing.experts, 0);
         }
         choices.iter().for_each(|c| usage[layer * routing.experts + c.expert as usize] += 1);
         let shared = self.shared.as_ref().map(|s| Shared { expert: &s.expert, weights: gate.map(|_| &*weights) });

@@ -181,6 +181,23 @@ impl Model {
     }
 }
 
+/// Reads one layer alone.
+pub(crate) fn layer(checkpoint: &Checkpoint, config: &DecoderConfig, i: usize, pool: &Pool) -> Result<Layer, ModelError> {
+    let mut nobody = |_| ();
+    let mut loader = Loader {
+        checkpoint,
+        pool,
+        account: Account::new(checkpoint, &mut nobody),
+        packed: HashMap::new(),
+        modules: vec![],
+        quantize_head: false,
+        head: None,
+        stored: None,
+        recorder: None,
+    };
+    loader.layer(config, i)
+}
+
 impl Loader<'_> {
     fn linear(&mut self, l: &Linear) -> Result<Weight, ModelError> {
         let weight = match self.packed.remove(&l.name) {
@@ -290,9 +307,9 @@ impl Loader<'_> {
         share_orders([&mut query, &mut key, &mut value].into_iter());
         let output = self.linear(&p.output)?;
         let qk_norms = self.norms(p.qk_norms.as_ref())?;
-        let feed_forward = match (&p.feed_forward, &c.moe) {
-            (FeedForwardPlan::Moe(plan), Some(moe)) => FeedForward::Moe(Box::new(self.moe(c.hidden_size, moe, plan)?)),
-            (FeedForwardPlan::Mlp { gate_up, down }, _) => {
+        let feed_forward = match &p.feed_forward {
+            FeedForwardPlan::Moe(plan) => FeedForward::Moe(Box::new(self.moe(c.hidden_size, plan)?)),
+            FeedForwardPlan::Mlp { gate_up, down } => {
                 let gate_up = match gate_up {
                     GateUpPlan::Fused(one) => GateUp::Fused(self.linear(one)?),
                     GateUpPlan::Separate([gate, up]) => {
@@ -303,7 +320,6 @@ impl Loader<'_> {
                 };
                 FeedForward::Mlp(Box::new(Mlp { gate_up, down: self.linear(down)? }))
             }
-            (FeedForwardPlan::Moe(_), None) => unreachable!("only a mixture of experts plans experts"),
         };
         Ok(Layer {
             feed_forward,
@@ -314,7 +330,8 @@ impl Loader<'_> {
         })
     }
 
-    fn moe(&mut self, hidden: usize, c: &MoeConfig, plan: &MoePlan) -> Result<Moe, ModelError> {
+    fn moe(&mut self, hidden: usize, plan: &MoePlan) -> Result<Moe, ModelError> {
+        let c = &plan.config;
         let router = self.linear(&plan.router)?;
         let correction = match &plan.correction {
             Some(name) => Some(self.vector(name, name, c.routing.experts)?),
@@ -339,7 +356,7 @@ impl Loader<'_> {
         let all = experts.iter_mut().chain(shared.as_mut().map(|s| &mut s.expert));
         share_orders(all.flat_map(|e| [&mut e.gate, &mut e.up]));
         let experts = Experts::new(experts).map_err(|source| ModelError::Pack { module: plan.router.name.clone(), source })?;
-        Ok(Moe { router, correction, experts, shared })
+        Ok(Moe { config: c.clone(), router, correction, experts, shared })
     }
 
     fn expert(&mut self, [gate, up, down]: &[Linear; 3]) -> Result<Expert, ModelError> {

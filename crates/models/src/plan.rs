@@ -48,11 +48,12 @@ pub(crate) struct LayerPlan {
 /// What follows the attention.
 pub(crate) enum FeedForwardPlan {
     Mlp { gate_up: GateUpPlan, down: Linear },
-    Moe(MoePlan),
+    Moe(Box<MoePlan>),
 }
 
 /// The modules of a mixture of experts.
 pub(crate) struct MoePlan {
+    pub config: MoeConfig,
     /// `[hidden, experts]`.
     pub router: Linear,
     /// A tensor that is added to scores for the choice.
@@ -114,7 +115,7 @@ pub(crate) fn layer(c: &DecoderConfig, checkpoint: &Checkpoint, i: usize) -> Lay
         output: linear("self_attn.o_proj", q, hidden, c.o_bias),
         qk_norms: c.qk_norm.then(|| [norm("self_attn.q_norm", c.head_dim), norm("self_attn.k_norm", c.head_dim)]),
         feed_forward: match experts {
-            Some((moe, rules)) => FeedForwardPlan::Moe(MoePlan::of(hidden, moe, rules, checkpoint, i)),
+            Some((moe, rules)) => FeedForwardPlan::Moe(Box::new(MoePlan::of(hidden, moe, rules, checkpoint, i))),
             None => FeedForwardPlan::Mlp {
                 gate_up: match arch.fused_gate_up {
                     true => GateUpPlan::Fused(linear("mlp.gate_up_proj", hidden, 2 * mlp, c.mlp_bias)),
@@ -158,6 +159,7 @@ impl MoePlan {
             SharedRule::Plain => (shared("shared_experts"), None),
         };
         MoePlan {
+            config: moe.clone(),
             router: linear(format!("{block}.gate"), hidden, moe.routing.experts),
             correction: rules.correction.then(|| format!("{block}.gate.e_score_correction_bias")),
             experts,
@@ -184,7 +186,7 @@ impl LayerPlan {
             FeedForwardPlan::Moe(moe) => (None, Some(moe)),
         };
         let attention = [&self.query, &self.key, &self.value, &self.output];
-        attention.into_iter().chain(down).chain(gate_up).chain(moe.into_iter().flat_map(MoePlan::linears))
+        attention.into_iter().chain(down).chain(gate_up).chain(moe.into_iter().flat_map(|m| m.linears()))
     }
 
     /// Modules, and tensors that are no part of one.

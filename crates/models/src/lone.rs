@@ -1,0 +1,268 @@
+//! One layer of a decoder by itself, whose linear modules can be looked at and replaced: what a quantizer runs.
+
+use crate::decoder::{Layer, Scratch};
+use crate::feed_forward::{FeedForward, GateUp};
+use crate::load::LoadOptions;
+use crate::pass::{Pass, Sequences};
+use crate::plan::{self, EMBEDDING, ExpertsPlan, FINAL_NORM, FeedForwardPlan, GateUpPlan, LayerPlan};
+use crate::{DecoderConfig, Linear, ModelError};
+use billfish_formats::Checkpoint;
+use billfish_kernels::{Backend, Input, KvLayer, Product, Weight};
+use std::sync::Arc;
+
+/// Takes the number of a group and rows that the modules of this group see, `[rows, K]`.
+pub type Look<'a> = &'a mut dyn FnMut(usize, &[f32]);
+
+/// One layer. It runs whole sequences from their beginning.
+pub struct LoneLayer {
+    layer: Layer,
+    plan: LayerPlan,
+    config: DecoderConfig,
+    index: usize,
+    backend: Arc<Backend>,
+    options: LoadOptions,
+    scratch: Scratch,
+}
+
+/// Sequences from their beginning.
+struct Fresh(Vec<(KvLayer, usize)>);
+
+impl Sequences for Fresh {
+    fn each_mut(&mut self) -> impl Iterator<Item = (&mut KvLayer, usize)> {
+        self.0.iter_mut().map(|(kv, len)| (kv, *len))
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&KvLayer, usize)> + Clone {
+        self.0.iter().map(|(kv, len)| (kv, *len))
+    }
+}
+
+impl LoneLayer {
+    /// Reads layer `index`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the file, tensor or key that is wrong.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        config: &DecoderConfig,
+        index: usize,
+        backend: Arc<Backend>,
+        options: LoadOptions,
+    ) -> Result<Self, ModelError> {
+        let layer = crate::load::layer(checkpoint, config, index, backend.pool())?;
+        let plan = plan::layer(config, checkpoint, index);
+        Ok(Self { layer, plan, config: config.clone(), index, backend, options, scratch: Scratch::default() })
+    }
+
+    /// Steps of a pass through the layer, in each of which some linear modules see their inputs: query, key and value; the
+    /// output; gate and up; down.
+    pub fn steps(&self) -> usize {
+        4
+    }
+
+    /// The modules of a step by group; those of a group see the same rows. With experts, each is a group of its own, and
+    /// the shared one is the last.
+    pub fn groups(&self, step: usize) -> Vec<Vec<Linear>> {
+        let p = &self.plan;
+        let halves = |parts: &[Linear; 3]| {
+            let [gate, up, down] = parts.clone();
+            if step == 2 { vec![gate, up] } else { vec![down] }
+        };
+        match (step, &p.feed_forward) {
+            (0, _) => vec![vec![p.query.clone(), p.key.clone(), p.value.clone()]],
+            (1, _) => vec![vec![p.output.clone()]],
+            (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Separate(both), .. }) => vec![both.to_vec()],
+            (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Fused(one), .. }) => vec![vec![one.clone()]],
+            (_, FeedForwardPlan::Mlp { down, .. }) => vec![vec![down.clone()]],
+            (_, FeedForwardPlan::Moe(moe)) => {
+                let each = match &moe.experts {
+                    ExpertsPlan::Each(list) => list.iter().map(halves).collect(),
+                    // one tensor for all: nothing of it can be replaced alone
+                    ExpertsPlan::Stacked { .. } => vec![vec![]; self.config.moe.as_ref().map_or(0, |m| m.routing.experts)],
+                };
+                each.into_iter().chain(moe.shared.iter().map(halves)).collect()
+            }
+        }
+    }
+
+    /// Whether the experts of the layer stand in tensors of all experts.
+    pub fn has_stacked_experts(&self) -> bool {
+        matches!(&self.plan.feed_forward, FeedForwardPlan::Moe(moe) if matches!(moe.experts, ExpertsPlan::Stacked { .. }))
+    }
+
+    /// Uses another weight for a module from now on.
+    ///
+    /// # Panics
+    /// If the layer has no such module.
+    pub fn replace(&mut self, module: &str, weight: Weight) {
+        let p = &self.plan;
+        let a = &mut self.layer.attention;
+        for (linear, place) in [(&p.query, &mut a.query), (&p.key, &mut a.key), (&p.value, &mut a.value), (&p.output, &mut a.output)] {
+            if linear.name == module {
+                *place = weight;
+                return;
+            }
+        }
+        match (&mut self.layer.feed_forward, &p.feed_forward) {
+            (FeedForward::Mlp(mlp), FeedForwardPlan::Mlp { gate_up, down }) => {
+                if down.name == module {
+                    mlp.down = weight;
+                    return;
+                }
+                match (&mut mlp.gate_up, gate_up) {
+                    (GateUp::Separate { gate, .. }, GateUpPlan::Separate([g, _])) if g.name == module => return *gate = weight,
+                    (GateUp::Separate { up, .. }, GateUpPlan::Separate([_, u])) if u.name == module => return *up = weight,
+                    (GateUp::Fused(one), GateUpPlan::Fused(f)) if f.name == module => return *one = weight,
+                    _ => {}
+                }
+            }
+            (FeedForward::Moe(moe), FeedForwardPlan::Moe(plan)) => {
+                let list: &[[Linear; 3]] = match &plan.experts {
+                    ExpertsPlan::Each(list) => list,
+                    ExpertsPlan::Stacked { .. } => &[],
+                };
+                for (e, parts) in list.iter().enumerate() {
+                    if let Some(part) = parts.iter().position(|l| l.name == module) {
+                        return moe.experts.replace(e, part, weight);
+                    }
+                }
+                let shared = moe.shared.as_mut().zip(plan.shared.as_ref());
+                if let Some((shared, part)) = shared.and_then(|(s, parts)| Some((s, parts.iter().position(|l| l.name == module)?))) {
+                    let e = &mut shared.expert;
+                    *[&mut e.gate, &mut e.up, &mut e.down][part] = weight;
+                    return;
+                }
+            }
+            _ => {}
+        }
+        panic!("the layer has no module {module}");
+    }
+
+    /// Brings `rows` into the buffers: sequences of these `lengths`, one after another.
+    fn begin(&mut self, rows: &[f32], lengths: &[usize]) -> Fresh {
+        let (c, m) = (&self.config, lengths.iter().sum::<usize>());
+        assert_eq!(rows.len(), m * c.hidden_size, "rows of all sequences");
+        let s = &mut self.scratch;
+        Pass { config: c, backend: &self.backend, activations: self.options.activations, m }.room(s);
+        s.residual[..rows.len()].copy_from_slice(rows);
+        s.angles.clear();
+        lengths.iter().for_each(|&len| c.rope.angles(&c.rope.frequencies(len), 0, len, &mut s.angles));
+        let fresh = |&len: &usize| {
+            let mut kv = KvLayer::new(c.kv_heads, c.head_dim, self.options.kv());
+            kv.reserve(len);
+            (kv, len)
+        };
+        Fresh(lengths.iter().map(fresh).collect())
+    }
+
+    /// Replaces `rows` by what comes out of the layer: sequences of these `lengths`, one after another, each from its
+    /// beginning, `[rows, hidden]`.
+    ///
+    /// # Panics
+    /// If there are not as many rows.
+    pub fn run(&mut self, rows: &mut [f32], lengths: &[usize]) {
+        let mut sequences = self.begin(rows, lengths);
+        let pass = Pass { config: &self.config, backend: &self.backend, activations: self.options.activations, m: lengths.iter().sum() };
+        pass.layer(&self.layer, self.index, &mut self.scratch, &mut sequences);
+        rows.copy_from_slice(&self.scratch.residual[..rows.len()]);
+    }
+
+    /// Runs the layer up to a step and hands out what the modules of this step see, group by group. A token's row goes to
+    /// the experts that it is routed to, or to all of them with `all_experts`.
+    ///
+    /// # Panics
+    /// If there are not as many rows as the lengths say.
+    pub fn observe(&mut self, rows: &[f32], lengths: &[usize], step: usize, all_experts: bool, look: Look<'_>) {
+        let mut sequences = self.begin(rows, lengths);
+        let m = lengths.iter().sum();
+        let pass = Pass { config: &self.config, backend: &self.backend, activations: self.options.activations, m };
+        let (s, layer) = (&mut self.scratch, &self.layer);
+        let hidden = m * self.config.hidden_size;
+        if step == 0 {
+            pass.norm(&layer.attention_norm, s);
+            return look(0, &s.normed[..hidden]);
+        }
+        pass.attend(layer, s, &mut sequences);
+        if step == 1 {
+            return look(0, &s.mixed[..m * self.config.heads * self.config.head_dim]);
+        }
+        pass.output(layer, s);
+        match &layer.feed_forward {
+            FeedForward::Mlp(_) if step == 2 => {
+                pass.norm(&layer.mlp_norm, s);
+                look(0, &s.normed[..hidden]);
+            }
+            FeedForward::Mlp(mlp) => {
+                pass.gate_up(layer, mlp, s);
+                let width = mlp.down.in_features();
+                let rows = gated_rows(&self.backend, pass.gated(&s.gate, &s.up), m, width);
+                look(0, &rows);
+            }
+            FeedForward::Moe(moe) => {
+                pass.norm(&layer.mlp_norm, s);
+                let normed = &s.normed[..hidden];
+                let choices = moe.choices(&self.backend, normed, self.options.activations, &mut s.matmul);
+                let count = moe.config.routing.experts;
+                let shared = moe.shared.as_ref().map(|s| &s.expert);
+                for (e, expert) in moe.experts.list().iter().chain(shared).enumerate() {
+                    let goes = |token: usize| {
+                        let of = &choices[token * moe.config.routing.top_k..(token + 1) * moe.config.routing.top_k];
+                        e >= count || all_experts || of.iter().any(|c| c.expert as usize == e)
+                    };
+                    let tokens = normed.chunks_exact(self.config.hidden_size).enumerate();
+                    let seen: Vec<f32> = tokens.filter(|(t, _)| goes(*t)).flat_map(|(_, row)| row).copied().collect();
+                    if step == 2 {
+                        look(e, &seen);
+                        continue;
+                    }
+                    let (n, width) = (seen.len() / self.config.hidden_size, expert.down.in_features());
+                    let (mut gate, mut up) = (vec![0.0; n * width], vec![0.0; n * width]);
+                    let products = &mut [Product::new(&expert.gate, &mut gate), Product::new(&expert.up, &mut up)];
+                    if n > 0 {
+                        self.backend.matmul(&mut s.matmul, Input::Rows(&seen), n, self.options.activations, products);
+                        self.backend.silu_mul(&mut gate, &up);
+                    }
+                    look(e, &gate);
+                }
+            }
+        }
+    }
+}
+
+/// The rows that an input stands for.
+fn gated_rows(backend: &Backend, x: Input<'_>, m: usize, width: usize) -> Vec<f32> {
+    let Input::Gated { gate, up, stride } = x else { return vec![] };
+    let row = |all: &[f32], i: usize| all[i * stride..i * stride + width].to_vec();
+    let mut rows: Vec<f32> = (0..m).flat_map(|i| row(gate, i)).collect();
+    let up: Vec<f32> = (0..m).flat_map(|i| row(up, i)).collect();
+    backend.silu_mul(&mut rows, &up);
+    rows
+}
+
+/// What the embedding of a folder makes of tokens, `[tokens, hidden]`.
+///
+/// # Errors
+/// [`ModelError::Token`] for an id outside the vocabulary, and what reading gives.
+pub fn embed(checkpoint: &Checkpoint, config: &DecoderConfig, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+    let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+    let table = checkpoint.dense(&format!("{EMBEDDING}.weight"), &[vocabulary, hidden])?;
+    let mut rows = vec![0.0; tokens.len() * hidden];
+    for (position, (&token, row)) in tokens.iter().zip(rows.chunks_exact_mut(hidden)).enumerate() {
+        if token as usize >= vocabulary {
+            return Err(ModelError::Token { token, position, vocabulary });
+        }
+        table.read_f32(token as usize * hidden, row);
+    }
+    Ok(rows)
+}
+
+/// What the output head sees of rows that come out of the last layer.
+///
+/// # Errors
+/// [`ModelError`] if the norm cannot be read.
+pub fn final_norm(checkpoint: &Checkpoint, config: &DecoderConfig, backend: &Backend, rows: &[f32]) -> Result<Vec<f32>, ModelError> {
+    let weight = checkpoint.dense(&format!("{FINAL_NORM}.weight"), &[config.hidden_size])?.to_f32();
+    let mut out = vec![0.0; rows.len()];
+    backend.rms_norm(rows, &weight, config.rms_norm_eps, &mut out);
+    Ok(out)
+}
