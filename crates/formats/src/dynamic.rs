@@ -142,6 +142,22 @@ impl Dynamic {
         Ok(Self { rules })
     }
 
+    /// Reads rules that are no part of a folder yet: the value of the key `dynamic`, or a config with that key.
+    ///
+    /// # Errors
+    /// [`FormatError::Config`] for a pattern or an override that cannot be, or a key that would be ignored.
+    pub fn parse(file: &str, value: &Value) -> Result<Self, FormatError> {
+        let wrong =
+            |found: String| FormatError::config(file, "dynamic", "an object of rules", found, "write patterns and what they change");
+        let map = value.get("dynamic").unwrap_or(value).as_object().ok_or_else(|| wrong(show(value)))?;
+        let warnings = Warnings::default();
+        let rules = Self::read(file, map, &warnings)?;
+        match warnings.list().first() {
+            Some(warning) => Err(wrong(warning.to_string())),
+            None => Ok(rules),
+        }
+    }
+
     /// The rules, in the order of the file.
     pub fn rules(&self) -> &[Rule] {
         &self.rules

@@ -1,11 +1,9 @@
 //! Perplexity: the exponential of the mean surprise.
 
+use crate::rows::{LogSoftmax, Runner, Take, window};
 use crate::{Protocol, QuantizeError};
-use billfish_models::{Cache, Logits, Model, Scratch};
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// Rows of logits that exist at a time. Memory is this many vocabularies, whatever the window; results do not depend on it.
-const ROWS: usize = 128;
+use billfish_models::Model;
+use rayon::prelude::*;
 
 /// A measured perplexity.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,24 +40,9 @@ pub fn perplexity(
     protocol: Protocol,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Perplexity, QuantizeError> {
-    protocol.check()?;
-    let window = protocol.window();
-    if ids.len() < window {
-        return Err(QuantizeError::TooShort { protocol: protocol.to_string(), needed: window, found: ids.len() });
-    }
-    let total = (ids.len() / window * window) as u64;
     let mut nll = Vec::with_capacity(protocol.predictions(ids.len()));
-    let mut scorer = Scorer { model, cache: model.new_cache(window), scratch: Scratch::default() };
-    let mut input = Vec::with_capacity(window);
-    for (w, tokens) in ids.chunks_exact(window).enumerate() {
-        input.clear();
-        input.extend_from_slice(tokens);
-        if let Some(bos) = bos.filter(|_| protocol.begins_windows()) {
-            input[0] = bos;
-        }
-        let mut done = |n: usize| progress((w * window + n) as u64, total);
-        scorer.window(&input, protocol.first_predicted(), &mut nll, &mut done)?;
-    }
+    let mut runners = [Runner::new(model, protocol.window())];
+    windows(&mut runners, ids, bos, protocol, progress, &mut |logits, targets| surprises_of(logits[0], targets, &mut nll))?;
     let (mean, sd) = moments(&nll);
     let ppl = mean.exp();
     Ok(Perplexity { protocol, tokens: nll.len(), ppl, ppl_se: ppl * sd / (nll.len() as f64).sqrt() })
@@ -72,59 +55,48 @@ pub fn perplexity(
 pub fn surprises(model: &Model, ids: &[u32]) -> Result<Vec<f64>, QuantizeError> {
     let mut nll = Vec::with_capacity(ids.len());
     if ids.len() > 1 {
-        let mut scorer = Scorer { model, cache: model.new_cache(ids.len()), scratch: Scratch::default() };
-        scorer.window(ids, 1, &mut nll, &mut |_| ())?;
+        let mut runners = [Runner::new(model, ids.len())];
+        window(&mut runners, ids, 1, &mut |_| (), &mut |logits, targets| surprises_of(logits[0], targets, &mut nll))?;
     }
     Ok(nll)
 }
 
-struct Scorer<'a> {
-    model: &'a Model,
-    cache: Cache,
-    scratch: Scratch,
-}
-
-impl Scorer<'_> {
-    /// Appends the negative log-likelihoods of tokens `first..` of a window.
-    fn window(&mut self, tokens: &[u32], first: usize, nll: &mut Vec<f64>, done: &mut dyn FnMut(usize)) -> Result<(), QuantizeError> {
-        self.cache.truncate(0);
-        // the last token is only predicted: nothing follows that it could predict
-        let (unscored, scored) = tokens[..tokens.len() - 1].split_at(first - 1);
-        let mut at = 0;
-        for chunk in unscored.chunks(ROWS) {
-            self.model.forward(&mut self.cache, chunk, Logits::None, &mut self.scratch)?;
-            at += chunk.len();
-            done(at);
-        }
-        for chunk in scored.chunks(ROWS) {
-            let logits = self.model.forward(&mut self.cache, chunk, Logits::All, &mut self.scratch)?;
-            let targets = &tokens[at + 1..at + 1 + chunk.len()];
-            let vocab = self.model.config().vocab_size;
-            // a row for each thread to claim; where its result goes depends on the row alone
-            let rows: Vec<AtomicU64> = chunk.iter().map(|_| AtomicU64::new(0)).collect();
-            self.model.backend().pool().run(rows.len(), &|i| {
-                let surprise = negative_log_likelihood(&logits[i * vocab..(i + 1) * vocab], targets[i] as usize);
-                rows[i].store(surprise.to_bits(), Ordering::Relaxed);
-            });
-            nll.extend(rows.into_iter().map(|bits| f64::from_bits(bits.into_inner())));
-            at += chunk.len();
-            done(at);
-        }
-        done(tokens.len());
-        Ok(())
+/// Runs the windows of a protocol through all models; see [`window`].
+pub(crate) fn windows(
+    runners: &mut [Runner<'_>],
+    ids: &[u32],
+    bos: Option<u32>,
+    protocol: Protocol,
+    progress: &mut dyn FnMut(u64, u64),
+    take: Take<'_>,
+) -> Result<(), QuantizeError> {
+    protocol.check()?;
+    let size = protocol.window();
+    if ids.len() < size {
+        return Err(QuantizeError::TooShort { protocol: protocol.to_string(), needed: size, found: ids.len() });
     }
+    let total = (ids.len() / size * size) as u64;
+    let mut input = Vec::with_capacity(size);
+    for (w, tokens) in ids.chunks_exact(size).enumerate() {
+        input.clear();
+        input.extend_from_slice(tokens);
+        if let Some(bos) = bos.filter(|_| protocol.begins_windows()) {
+            input[0] = bos;
+        }
+        let mut done = |n: usize| progress((w * size + n) as u64, total);
+        window(runners, &input, protocol.first_predicted(), &mut done, take)?;
+    }
+    Ok(())
 }
 
-/// `-ln softmax(logits)[target]`. The largest logit is taken out first, so that nothing overflows.
-fn negative_log_likelihood(logits: &[f32], target: usize) -> f64 {
-    let largest = f64::from(logits.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x)));
-    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - largest).exp()).sum();
-    // the difference of two logits is exact however large they are
-    sum.ln() + (largest - f64::from(logits[target]))
+/// Appends the negative log-likelihoods of `targets`. A row's result depends on the row alone.
+fn surprises_of(logits: &[f32], targets: &[u32], nll: &mut Vec<f64>) {
+    let rows = logits.par_chunks_exact(logits.len() / targets.len().max(1)).zip(targets);
+    nll.extend(rows.map(|(row, &target)| LogSoftmax::new(row).surprise(target as usize)).collect::<Vec<_>>());
 }
 
 /// Mean and sample standard deviation.
-fn moments(values: &[f64]) -> (f64, f64) {
+pub(crate) fn moments(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|v| (v - mean) * (v - mean)).sum();
@@ -134,21 +106,6 @@ fn moments(values: &[f64]) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn log_likelihoods_by_hand() {
-        // weights 1, 2, 1: probabilities 1/4, 1/2, 1/4
-        let logits = [0.0, 2f32.ln(), 0.0];
-        assert!((negative_log_likelihood(&logits, 0) - 4f64.ln()).abs() < 1e-7);
-        assert!((negative_log_likelihood(&logits, 1) - 2f64.ln()).abs() < 1e-7);
-        // a uniform row of n costs ln n, wherever it lies
-        for offset in [-3e4f32, 0.0, 88.0, 1e30] {
-            assert!((negative_log_likelihood(&[offset; 8], 3) - 8f64.ln()).abs() < 1e-12, "{offset}");
-        }
-        // far apart: the surprise is the distance, the certainty costs nothing
-        assert_eq!(negative_log_likelihood(&[1000.0, 0.0], 1), 1000.0);
-        assert_eq!(negative_log_likelihood(&[1000.0, 0.0], 0), 0.0);
-    }
 
     #[test]
     fn moments_by_hand() {

@@ -9,6 +9,7 @@ mod eval;
 mod explain;
 mod inspect;
 mod options;
+mod quantize;
 mod run;
 mod stats;
 mod synth;
@@ -48,13 +49,15 @@ enum Command {
     Diff(options::PairArgs),
     /// Show where one weight comes from: words, bits, zero point, scale
     Explain(explain::Args),
-    /// Measure a model: logits or perplexity
+    /// Measure a model: logits, perplexity, divergence from another, questions
     #[command(subcommand)]
     Eval(eval::Command),
     /// Measure speed: of a model, of single kernels, of requests
     Bench(Box<bench::Args>),
     /// Write a model folder again in another format
     Convert(convert::Args),
+    /// Quantize a 16-bit folder
+    Quantize(Box<quantize::Args>),
     /// Write a model folder with random weights, to try size and speed without a download
     Synth(synth::Args),
 }
@@ -95,6 +98,7 @@ pub fn run() -> anyhow::Result<()> {
         Command::Explain(args) => explain::run(&args),
         Command::Eval(command) => eval::run(&command),
         Command::Convert(args) => convert::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Synth(args) => synth::run(&args),
     }
 }

@@ -26,15 +26,38 @@ fn legal_zeros(target: Target, bits: u32) -> std::ops::RangeInclusive<u16> {
     }
 }
 
+/// What the sizes of a module's tensors follow from.
+pub(super) struct Shape {
+    pub in_features: usize,
+    pub out_features: usize,
+    pub bits: u32,
+    pub groups: usize,
+    pub scales: DType,
+}
+
+impl From<&ModuleReport> for Shape {
+    fn from(r: &ModuleReport) -> Self {
+        Self { in_features: r.in_features, out_features: r.out_features, bits: r.bits, groups: r.groups, scales: r.scales }
+    }
+}
+
+/// Why a GPTQ format has no place for such a module, whatever is allowed.
+pub(super) fn gptq_refusal(module: &str, s: &Shape, target: Target) -> Option<String> {
+    match target {
+        Target::Gptq | Target::GptqV2 if matches!(s.bits, 5..=7) => {
+            Some(format!("`{module}` has {} bits, which only gptq_p stores", s.bits))
+        }
+        Target::GptqP if !s.in_features.is_multiple_of(32) || !s.out_features.is_multiple_of(32) => {
+            Some(format!("`{module}` is [{}, {}], and planar sizes are multiples of 32", s.in_features, s.out_features))
+        }
+        _ => None,
+    }
+}
+
 /// Why the target has no place for such a module, whatever is allowed.
 pub(super) fn refusal(r: &ModuleReport, target: Target) -> Option<String> {
     match target {
-        Target::Gptq | Target::GptqV2 if matches!(r.bits, 5..=7) => {
-            Some(format!("`{}` has {} bits, which only gptq_p stores", r.module, r.bits))
-        }
-        Target::GptqP if !r.in_features.is_multiple_of(32) || !r.out_features.is_multiple_of(32) => {
-            Some(format!("`{}` is [{}, {}], and planar sizes are multiples of 32", r.module, r.in_features, r.out_features))
-        }
+        Target::Gptq | Target::GptqV2 | Target::GptqP => gptq_refusal(&r.module, &r.into(), target),
         Target::Awq => awq::refusal(r),
         Target::CompressedTensors => compressed::refusal(r),
         Target::Marlin => marlin::refusal(r),
@@ -91,20 +114,26 @@ pub(super) fn losses(module: &str, m: &QuantMatrix, target: Target) -> Vec<Loss>
     out
 }
 
+/// Parts, types and shapes of a module's tensors in a GPTQ format.
+pub(super) fn gptq_specs(s: &Shape, target: Target) -> Vec<(&'static str, DType, Vec<usize>)> {
+    let (k, n, packing) = (s.in_features, s.out_features, packing(target));
+    vec![
+        ("g_idx", DType::I32, vec![k]),
+        ("qweight", DType::I32, vec![packing.words(s.bits, k), n]),
+        ("qzeros", DType::I32, vec![s.groups, packing.words(s.bits, n)]),
+        ("scales", s.scales, vec![s.groups, n]),
+    ]
+}
+
 /// Parts, types and shapes of a module's tensors.
 pub(super) fn specs(r: &ModuleReport, target: Target) -> Vec<(&'static str, DType, Vec<usize>)> {
-    let (k, n, packing) = (r.in_features, r.out_features, packing(target));
+    let (k, n) = (r.in_features, r.out_features);
     match target {
         Target::Dense(dtype) => vec![("weight", dtype, vec![n, k])],
         Target::Awq => awq::specs(r),
         Target::CompressedTensors => compressed::specs(r),
         Target::Marlin => marlin::specs(r),
-        _ => vec![
-            ("g_idx", DType::I32, vec![k]),
-            ("qweight", DType::I32, vec![packing.words(r.bits, k), n]),
-            ("qzeros", DType::I32, vec![r.groups, packing.words(r.bits, n)]),
-            ("scales", r.scales, vec![r.groups, n]),
-        ],
+        _ => gptq_specs(&r.into(), target),
     }
 }
 

@@ -9,8 +9,10 @@ mod configs;
 mod encode;
 mod marlin;
 mod output;
+mod tensors;
 
 pub use output::check_free;
+pub use tensors::gptq_tensors;
 
 use crate::checkpoint::{BiasRule, Checkpoint, LinearWeight};
 use crate::error::clip;

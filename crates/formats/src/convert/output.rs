@@ -152,12 +152,18 @@ impl Drop for Folder {
 
 impl Checkpoint {
     /// Names of the folder's files.
-    pub(crate) fn file_names(&self) -> Result<Vec<String>, FormatError> {
+    ///
+    /// # Errors
+    /// [`FormatError::Io`] when the folder cannot be listed.
+    pub fn file_names(&self) -> Result<Vec<String>, FormatError> {
         self.store().names()
     }
 
     /// Hands out the bytes of a tensor, some at a time.
-    pub(crate) fn copy_bytes(&self, name: &str, put: &mut dyn FnMut(&[u8]) -> Result<(), FormatError>) -> Result<(), FormatError> {
+    ///
+    /// # Errors
+    /// [`FormatError::Tensor`] when there is none of that name, [`FormatError::Io`], and what `put` gives.
+    pub fn copy_bytes(&self, name: &str, put: &mut dyn FnMut(&[u8]) -> Result<(), FormatError>) -> Result<(), FormatError> {
         const PIECE: usize = 1 << 22;
         let Some((source, info)) = self.place(name) else {
             return Err(FormatError::tensor(self.name(), name, "a tensor", "none", DAMAGED));

@@ -1,12 +1,19 @@
 //! `billfish eval`: measure a model.
 
+mod choice;
+mod kld;
+mod text;
+
+pub use text::read_text;
+
 use super::options::{ModelArgs, follow, token_bar};
 use super::stats::kernels;
 use anyhow::Result;
-use billfish_quantize::{Protocol, eval_logits, perplexity};
+use billfish_quantize::{eval_logits, perplexity};
 use serde_json::json;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use text::{Ids, TextArgs, gate};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -14,6 +21,12 @@ pub enum Command {
     Logits(Logits),
     /// Measure the perplexity of a text
     Ppl(Ppl),
+    /// Measure how far the predictions of a model are from those of another: Kullback-Leibler divergence
+    Kld(Box<kld::Kld>),
+    /// Answer questions that have several answers to choose from
+    Choice(choice::Choice),
+    /// Compare two models over a text: size, perplexity, divergence
+    Compare(Box<kld::Compare>),
 }
 
 #[derive(clap::Args)]
@@ -35,15 +48,11 @@ pub struct Logits {
 pub struct Ppl {
     #[command(flatten)]
     model: ModelArgs,
-    /// A UTF-8 text file
+    #[command(flatten)]
+    text: TextArgs,
+    /// Fail, with exit code 2, if the perplexity is above this
     #[arg(long)]
-    text: PathBuf,
-    /// How the text is cut and what is predicted: gptq2048, llamacpp512 or window:N
-    #[arg(long)]
-    protocol: Protocol,
-    /// Keep the first N tokens of the text
-    #[arg(long)]
-    limit_tokens: Option<usize>,
+    max_ppl: Option<f64>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -53,6 +62,9 @@ pub fn run(command: &Command) -> Result<()> {
     match command {
         Command::Logits(args) => logits(args),
         Command::Ppl(args) => ppl(args),
+        Command::Kld(args) => kld::kld(args),
+        Command::Choice(args) => choice::run(args),
+        Command::Compare(args) => kld::compare(args),
     }
 }
 
@@ -67,24 +79,13 @@ fn logits(args: &Logits) -> Result<()> {
     Ok(())
 }
 
-/// Reads a text.
-pub fn read_text(path: &Path) -> Result<String> {
-    let file = path.display();
-    let text = std::fs::read(path).map_err(|e| anyhow::anyhow!("{file}: {e}; name a text file that can be read"))?;
-    String::from_utf8(text).map_err(|e| anyhow::anyhow!("{file}: expected UTF-8 text, found {e}; convert the file to UTF-8"))
-}
-
 fn ppl(args: &Ppl) -> Result<()> {
     // the text before the model: it is quicker to fail
-    let text = read_text(&args.text)?;
+    let text = args.text.read()?;
     let loaded = args.model.load()?;
-    let tokenizer = &loaded.tokenizer;
-    let mut ids = tokenizer.encode(&text, args.protocol.adds_special())?;
-    ids.truncate(args.limit_tokens.unwrap_or(usize::MAX));
-    // the begin token only if this tokenizer puts it before a prompt
-    let bos = tokenizer.bos_id().filter(|b| tokenizer.encode("", true).is_ok_and(|ids| ids.first() == Some(b)));
+    let Ids { ids, bos } = args.text.ids(&text, &loaded)?;
     let bar = token_bar("perplexity", ids.len() as u64);
-    let result = perplexity(&loaded.model, &ids, bos, args.protocol, &mut follow(&bar));
+    let result = perplexity(&loaded.model, &ids, bos, args.text.protocol, &mut follow(&bar));
     bar.finish_and_clear();
     let r = result?;
     let mut out = std::io::stdout().lock();
@@ -106,5 +107,5 @@ fn ppl(args: &Ppl) -> Result<()> {
         writeln!(out, "{}: perplexity {:.5} ± {:.5} ({}, {} predictions, {mode})", loaded.name, r.ppl, r.ppl_se, r.protocol, r.tokens)?;
         eprintln!("{}", kernels(&loaded));
     }
-    Ok(())
+    gate("perplexity", r.ppl, args.max_ppl)
 }

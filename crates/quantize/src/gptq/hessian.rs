@@ -1,0 +1,130 @@
+//! What a linear module sees: the sum of the outer products of its input rows.
+
+use super::linalg::{NotPositive, inverse_factor};
+use billfish_kernels::{Backend, Matrix, Part};
+
+/// Rows that are made `f64` at a time. The sums do not depend on it.
+const ROWS: usize = 2048;
+
+/// `Σ x · xᵀ` over the input rows of a module, in `f64`, and how many there were.
+#[derive(Clone, Debug)]
+pub struct Hessian {
+    size: usize,
+    /// `[size, size]`, of which the lower half counts.
+    sum: Vec<f64>,
+    rows: u64,
+    dropped: u64,
+}
+
+/// The factor of a damped Hessian.
+#[derive(Clone, Debug)]
+pub struct Factor {
+    /// Upper triangular `U` with `(H + damping)⁻¹ = Uᵀ · U`, `[size, size]`, rows and columns in the order asked for.
+    pub upper: Vec<f64>,
+    /// The part of the mean diagonal that was added to the diagonal.
+    pub damp: f64,
+    /// Whether the diagonal was also raised to a floor.
+    pub floored: bool,
+}
+
+impl Hessian {
+    /// Of no rows of `size` numbers.
+    pub fn new(size: usize) -> Self {
+        Self { size, sum: vec![0.0; size * size], rows: 0, dropped: 0 }
+    }
+
+    /// Numbers of an input row.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Rows that were added.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Rows that were left out, because they held a number that is not finite.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Adds rows, `[rows, size]`. Each sum is one chain over all rows in the order in which they come, so it does not
+    /// depend on how they are cut into calls, nor on threads.
+    ///
+    /// # Panics
+    /// If `rows` is not whole rows.
+    pub fn add(&mut self, backend: &Backend, rows: &[f32]) {
+        assert!(rows.len().is_multiple_of(self.size.max(1)), "rows of {}", self.size);
+        for chunk in rows.chunks(ROWS * self.size) {
+            let whole = chunk.chunks_exact(self.size).filter(|r| r.iter().all(|v| v.is_finite()));
+            let kept: Vec<f64> = whole.flatten().map(|v| f64::from(*v)).collect();
+            let count = kept.len() / self.size;
+            let x = Matrix::new(&kept, count, self.size, self.size);
+            backend.gemm(1.0, x.transposed(), x, &mut self.sum, self.size, Part::Lower);
+            self.rows += count as u64;
+            self.dropped += (chunk.len() / self.size - count) as u64;
+        }
+    }
+
+    /// Mean square of each input.
+    pub fn diagonal(&self) -> Vec<f64> {
+        let scale = self.scale();
+        (0..self.size).map(|i| self.sum[i * self.size + i] * scale).collect()
+    }
+
+    fn scale(&self) -> f64 {
+        1.0 / (self.rows.max(1) as f64)
+    }
+
+    /// The mean outer product `[size, size]`, both halves, rows and columns in the order `order`. An input that is
+    /// always zero gets a one on the diagonal.
+    pub fn ordered(&self, order: &[usize]) -> Vec<f64> {
+        let (n, scale) = (self.size, self.scale());
+        let mut h = vec![0.0; n * n];
+        for (i, &a) in order.iter().enumerate() {
+            for (j, &b) in order.iter().enumerate() {
+                h[i * n + j] = self.sum[a.max(b) * n + a.min(b)] * scale;
+            }
+            if h[i * n + i] == 0.0 {
+                h[i * n + i] = 1.0;
+            }
+        }
+        h
+    }
+
+    /// Factors the mean outer product in the order `order`, with `damp` times the mean diagonal added to the diagonal;
+    /// with more, in steps of a hundredth, if it is not positive definite then; and at last with a floor under the
+    /// diagonal.
+    ///
+    /// # Errors
+    /// [`NotPositive`] if nothing helps.
+    pub fn factor(&self, backend: &Backend, order: &[usize], damp: f64) -> Result<Factor, NotPositive> {
+        /// Floors that are tried, each ten times the one before.
+        const FLOORS: i32 = 6;
+        let n = self.size;
+        let h = self.ordered(order);
+        let mean = (0..n).map(|i| h[i * n + i]).sum::<f64>() / n.max(1) as f64;
+        let with = |add: f64, floor: f64| {
+            let mut damped = h.clone();
+            for i in 0..n {
+                let d = &mut damped[i * n + i];
+                *d = (*d + add + floor).max(floor);
+            }
+            inverse_factor(backend, damped, n)
+        };
+        let mut tried = damp;
+        while tried < 1.0 {
+            if let Ok(upper) = with(tried * mean, 0.0) {
+                return Ok(Factor { upper, damp: tried, floored: false });
+            }
+            tried += 0.01;
+        }
+        let largest = (0..n).map(|i| h[i * n + i].abs()).fold(0.0, f64::max);
+        for round in 0..FLOORS {
+            if let Ok(upper) = with(mean, largest * 1e-6 * 10f64.powi(round)) {
+                return Ok(Factor { upper, damp: 1.0, floored: true });
+            }
+        }
+        Err(NotPositive)
+    }
+}
