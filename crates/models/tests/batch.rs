@@ -91,6 +91,10 @@ fn every_sequence_is_as_if_alone() {
         "mistral-w4-asym-g32",
         "glm4-w4-sym-g32",
         "llama-rope-dynamic-dense",
+        "mixtral-w4-sym-g32",
+        "qwen2moe-w4-sym-g32",
+        "qwen3moe-w8-sym-g32",
+        "glm4moe-w4-sym-g32",
     ] {
         for activations in Activations::ALL {
             for threads in [1, 2] {
