@@ -14,7 +14,7 @@ const MAY_USE: [(&str, &[&str]); 6] = [
     ("kernels", &["tensor"]),
     ("models", &["tensor", "formats", "kernels"]),
     ("engine", &["models", "text"]),
-    ("quantize", &["tensor", "formats", "models"]),
+    ("quantize", &["tensor", "formats", "kernels", "models"]),
     ("billfish", &["tensor", "formats", "kernels", "models", "text", "engine", "quantize"]),
 ];
 

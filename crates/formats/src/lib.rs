@@ -19,6 +19,7 @@ mod compressed_config;
 mod config_files;
 mod contradiction;
 mod convert;
+mod dense;
 mod dialect;
 mod diff;
 mod dynamic;
