@@ -21,11 +21,11 @@ fn a_quantized_folder_is_close_to_what_it_was_made_from() {
     let text = text.to_str().unwrap();
     let out = dir.path().join("out");
     let out = out.to_str().unwrap();
-    let quantize = ["quantize", &base, out, "--bits", "3", "--calibration", text, "--samples", "8", "--seqlen", "128", "--json"];
+    let quantize = ["quantize", &base, out, "--bits", "3", "--calibration", text, "--samples", "4", "--seqlen", "64", "--json"];
     let report = json(&quantize);
     let modules = report["modules"].as_array().unwrap();
     assert_eq!(modules.len(), 42);
-    assert!(modules.iter().all(|m| m["rows"] == 8 * 128 && m["bits"] == 3 && m["fallback"].is_null()), "{report}");
+    assert!(modules.iter().all(|m| m["rows"] == 4 * 64 && m["bits"] == 3 && m["fallback"].is_null()), "{report}");
     let stored: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.path().join("out/quant_report.json")).unwrap()).unwrap();
     assert_eq!(stored["modules"], report["modules"]);
     let config: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.path().join("out/quantize_config.json")).unwrap()).unwrap();
@@ -35,12 +35,12 @@ fn a_quantized_folder_is_close_to_what_it_was_made_from() {
     );
 
     let kld = |extra: &[&str]| {
-        let args = ["eval", "kld", out, "--base", &base, "--text", text, "--protocol", "window:128", "--limit-tokens", "1280", "--json"];
+        let args = ["eval", "kld", out, "--base", &base, "--text", text, "--protocol", "window:64", "--limit-tokens", "192", "--json"];
         output(billfish(&[&args[..], extra].concat()))
     };
     let (code, found, _) = kld(&[]);
     let found: serde_json::Value = serde_json::from_str(&found).unwrap();
-    assert_eq!((code, &found["tokens"]), (0, &json!(10 * 127)));
+    assert_eq!((code, &found["tokens"]), (0, &json!(3 * 63)));
     let number = |key: &str| found[key].as_f64().unwrap_or_else(|| panic!("{key}: {found}"));
     assert!(number("kld_mean") > 1e-3 && number("kld_mean") < 0.5 && number("kld_p99") <= number("kld_max"), "{found}");
     assert!(number("top1") > 0.6 && number("ppl") > 5.0 && number("ppl_base") > 5.0);
