@@ -236,6 +236,10 @@ impl Work<'_> {
         let backend = Arc::clone(&self.job.backend);
         let mut layer = LoneLayer::load(self.job.source, self.config, index, Arc::clone(&backend), LoadOptions::default())?;
         self.times.files += begin.elapsed();
+        if layer.has_stacked_experts() {
+            let (expected, found) = ("experts one by one", format!("experts of layer {index} in one tensor"));
+            return Err(QuantizeError::setting("model", expected, found, "save the model with a tensor for each expert"));
+        }
         let first = self.modules.len();
         let mut kept = vec![];
         for step in 0..layer.steps() {

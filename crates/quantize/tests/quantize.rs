@@ -257,6 +257,9 @@ fn the_head_and_what_cannot_be() {
     // once is enough
     let error = run(&written, &recipe(), &samples).to(&fresh("head-again")).unwrap_err().to_string();
     assert!(error.contains("quantized already"), "{error}");
+    let stacked = Checkpoint::open(&common::fixture("qwen2moe-stacked-dense")).unwrap();
+    let error = run(&stacked, &recipe(), &samples).to(&fresh("head-stacked")).unwrap_err().to_string();
+    assert!(error.contains("one tensor"), "{error}");
     let error = run(&source, &recipe(), &[vec![1]]).to(&fresh("head-short")).unwrap_err().to_string();
     assert!(error.contains("two tokens"), "{error}");
     let error = run(&source, &recipe(), &[vec![1, 1_000_000]]).to(&fresh("head-token")).unwrap_err().to_string();
