@@ -119,8 +119,9 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
             (None, Some(part)) => workspace.rows(part)?,
             (None, None) => vec![],
         };
-        work.head(&rows, event)?;
-        parts.push(HEAD.into());
+        if work.head(&rows, event)? {
+            parts.push(HEAD.into());
+        }
     }
     event(Event::Writing);
     let begin = Instant::now();
@@ -161,7 +162,9 @@ fn check(job: &Job<'_>, linears: &[Linear]) -> Result<(), QuantizeError> {
         return Err(QuantizeError::setting("model", expected, format!("`{first}`, quantized already"), remedy));
     }
     let settings = |l: &Linear| recipe.settings(&l.name);
-    let wanted = linears.iter().try_fold(false, |any, l| Ok::<_, QuantizeError>(any | settings(l)?.is_some()))?;
+    // the embedding stays dense, and the head is asked for by itself
+    let mut linears = linears.iter().filter(|l| l.name.contains(".layers."));
+    let wanted = linears.try_fold(false, |any, l| Ok::<_, QuantizeError>(any | settings(l)?.is_some()))?;
     if !wanted {
         return Err(QuantizeError::setting("dynamic", "rules that leave something to quantize", "none", "take a rule out"));
     }
@@ -308,7 +311,7 @@ impl Work<'_> {
             let few = shared.hessian.rows() < self.job.recipe.fallback_rows && !self.job.samples.is_empty();
             let settings = if few { Settings { propagate: false, sweeps: 0, ..*settings } } else { *settings };
             let begin = Instant::now();
-            let weight = self.weight(linear)?;
+            let (weight, bias) = self.weight(linear)?;
             self.times.files += begin.elapsed();
             let begin = Instant::now();
             let alike =
@@ -319,7 +322,7 @@ impl Work<'_> {
             };
             let parts = weight.chunks(OUTPUTS * linear.in_features).map(|w| ready.solve(backend, w, &settings));
             let solution = Solution::joined(parts.collect(), linear.in_features);
-            let matrix = matrix(linear, &settings, &solution)?;
+            let matrix = matrix(linear, &settings, &solution, bias)?;
             self.times.solve += begin.elapsed();
             let quality = self.quality(linear, &settings, &solution, shared, &weight, &matrix, few)?;
             event(Event::Module(&quality));
@@ -329,18 +332,18 @@ impl Work<'_> {
         Ok(out)
     }
 
-    /// The weight of a dense module, `[N, K]`.
-    fn weight(&self, l: &Linear) -> Result<Vec<f32>, QuantizeError> {
+    /// The weight of a dense module, `[N, K]`, and its bias.
+    fn weight(&self, l: &Linear) -> Result<(Vec<f32>, Option<Vec<f32>>), QuantizeError> {
         let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
-        let weight = match self.job.source.linear(&l.name, l.in_features, l.out_features, rule)? {
-            LinearWeight::Dense { weight, .. } => weight.to_f32(),
-            LinearWeight::Quantized(_) => vec![],
+        let (weight, bias) = match self.job.source.linear(&l.name, l.in_features, l.out_features, rule)? {
+            LinearWeight::Dense { weight, bias } => (weight.to_f32(), bias),
+            LinearWeight::Quantized(_) => (vec![], None),
         };
         if let Some(at) = weight.iter().position(|v| !v.is_finite()) {
             let found = format!("{} at [{}, {}]", weight[at], at / l.in_features, at % l.in_features);
             return Err(QuantizeError::setting(&l.name, "finite weights", found, "the folder is damaged; get it again"));
         }
-        Ok(weight)
+        Ok((weight, bias))
     }
 
     /// Reads a module back as the loader reads it from a file, and measures that.
@@ -387,15 +390,15 @@ impl Work<'_> {
         Ok(quality)
     }
 
-    /// The output head, which sees what the last norm gives.
-    fn head(&mut self, rows: &[f32], event: Events<'_>) -> Result<(), QuantizeError> {
+    /// The output head, which sees what the last norm gives. Returns whether it was quantized: a rule may leave it dense.
+    fn head(&mut self, rows: &[f32], event: Events<'_>) -> Result<bool, QuantizeError> {
         let first = self.modules.len();
         if let Some(report) = self.workspace.finished(HEAD) {
             serde_json::from_value::<Vec<ModuleQuality>>(report).unwrap_or_default().into_iter().for_each(|q| self.account(q));
-            return Ok(());
+            return Ok(true);
         }
         let linear = Linear { name: HEAD.into(), in_features: self.config.hidden_size, out_features: self.config.vocab_size, bias: false };
-        let Some(settings) = self.job.recipe.settings(HEAD)? else { return Ok(()) };
+        let Some(settings) = self.job.recipe.settings(HEAD)? else { return Ok(false) };
         let mut shared = Shared { group: 0, members: vec![(linear, settings)], hessian: Hessian::new(self.config.hidden_size) };
         let begin = Instant::now();
         for rows in rows.chunks(BATCH * self.config.hidden_size) {
@@ -404,7 +407,8 @@ impl Work<'_> {
         }
         self.times.hessian += begin.elapsed();
         let kept = self.modules_of(&shared, event)?;
-        self.keep(HEAD, &kept, &[], first)
+        self.keep(HEAD, &kept, &[], first)?;
+        Ok(true)
     }
 
     fn keep(&mut self, part: &str, kept: &[(String, QuantMatrix)], rows: &[f32], first: usize) -> Result<(), QuantizeError> {
@@ -435,8 +439,8 @@ fn batches(lengths: &[usize]) -> Vec<(usize, usize)> {
     out
 }
 
-/// A solution as the type that every other part of the program knows.
-fn matrix(l: &Linear, settings: &Settings, s: &Solution) -> Result<QuantMatrix, QuantizeError> {
+/// A solution as the type that every other part of the program knows, with the bias that later modules are to see.
+fn matrix(l: &Linear, settings: &Settings, s: &Solution, bias: Option<Vec<f32>>) -> Result<QuantMatrix, QuantizeError> {
     let zeros = if settings.grid.sym { Zeros::Midpoint } else { Zeros::PerGroup(s.zeros.clone()) };
     let groups = match &s.g_idx {
         Some(g_idx) => Groups::Index { g_idx: g_idx.clone(), count: s.groups },
@@ -444,6 +448,6 @@ fn matrix(l: &Linear, settings: &Settings, s: &Solution) -> Result<QuantMatrix, 
     };
     let scales = ScaleValues::F16(s.scales.iter().map(|v| f16::from_f32(*v)).collect());
     let codes = Codes::Bytes(s.codes.clone());
-    QuantMatrix::new(l.in_features, l.out_features, settings.grid.bits, codes, scales, zeros, groups, None)
+    QuantMatrix::new(l.in_features, l.out_features, settings.grid.bits, codes, scales, zeros, groups, bias)
         .map_err(|e| QuantizeError::setting(&l.name, "a matrix", e.to_string(), "this is a defect of the program; report it"))
 }

@@ -180,6 +180,34 @@ fn reported_errors_are_those_of_the_file() {
     assert!(!certificate.equal() && certificate.differences.len() == 1, "{certificate:?}");
 }
 
+/// What a later module sees is what the quantized modules before it give, biases included.
+#[test]
+fn later_modules_see_biases() {
+    let source = Checkpoint::open(&common::fixture("llama-biases-dense")).unwrap();
+    let config = DecoderConfig::from_json("config.json", source.config()).unwrap();
+    let samples = samples(config.vocab_size as u32);
+    let out = fresh("biases");
+    let outcome = run(&source, &recipe(), &samples).to(&out).unwrap();
+    let written = Checkpoint::open(&out).unwrap();
+    let lengths: Vec<usize> = samples.iter().map(Vec::len).collect();
+    let mut hidden = embed(&written, &config, &samples.concat()).unwrap();
+    LoneLayer::load(&written, &config, 0, backend(2), LoadOptions::default()).unwrap().run(&mut hidden, &lengths);
+    let mut layer = LoneLayer::load(&written, &config, 1, backend(2), LoadOptions::default()).unwrap();
+    for (step, part) in [(0, "self_attn.q_proj"), (1, "self_attn.o_proj"), (2, "mlp.up_proj"), (3, "mlp.down_proj")] {
+        let name = format!("model.layers.1.{part}");
+        let quality = outcome.modules.iter().find(|m| m.module == name).unwrap();
+        let (k, n) = (quality.in_features, quality.out_features);
+        let mut rows = vec![];
+        layer.observe(&hidden, &lengths, step, false, &mut |_, seen| rows.extend_from_slice(seen));
+        let LinearWeight::Dense { weight, .. } = source.linear(&name, k, n, BiasRule::Optional).unwrap() else { panic!("{name}") };
+        let LinearWeight::Quantized(m) = written.linear(&name, k, n, BiasRule::Optional).unwrap() else { panic!("{name}") };
+        let (mut codes, mut stored) = (vec![], vec![0.0f32; k * n]);
+        m.dequantize_columns(0..n, &mut codes, &mut stored);
+        let expected = output_error(&rows, &weight.to_f32(), &stored, k);
+        assert!((quality.output_error / expected - 1.0).abs() < 1e-6, "{name}: {} {expected}", quality.output_error);
+    }
+}
+
 #[test]
 fn every_format_is_read_and_runs() {
     let dir = dense("tiny", "formats-source");
@@ -238,6 +266,9 @@ fn rules_and_methods() {
     let plain = mean(&Recipe { search: Search::MinMax, sweeps: 0, ..recipe() }, "rules-gptq");
     let best = mean(&recipe(), "rules-best");
     assert!(best < plain && plain < rtn, "{best} {plain} {rtn}");
+    let nothing = Recipe { dynamic: Dynamic::parse("rules", &serde_json::json!({"-:model.layers": {}})).unwrap(), ..recipe() };
+    let error = run(&source, &nothing, &samples).to(&fresh("rules-nothing")).unwrap_err().to_string();
+    assert!(error.contains("leave something to quantize"), "{error}");
     // without a text only what needs none
     assert!(run(&source, &recipe(), &[]).to(&fresh("rules-none")).is_err());
     let rtn = Recipe { method: Method::Rtn, ..recipe() };
@@ -254,6 +285,11 @@ fn the_head_and_what_cannot_be() {
     run(&source, &recipe_head, &samples).to(&out).unwrap();
     let written = Checkpoint::open(&out).unwrap();
     assert!(written.has_codes("lm_head") && written.warnings().is_empty(), "{:?}", written.warnings());
+    let left = Dynamic::parse("rules", &serde_json::json!({"-:lm_head": {}})).unwrap();
+    let recipe_left = Recipe { dynamic: left, ..recipe_head.clone() };
+    let out = fresh("head-left");
+    run(&source, &recipe_left, &samples).to(&out).unwrap();
+    assert!(!Checkpoint::open(&out).unwrap().has_codes("lm_head"), "a rule leaves it dense");
     // once is enough
     let error = run(&written, &recipe(), &samples).to(&fresh("head-again")).unwrap_err().to_string();
     assert!(error.contains("quantized already"), "{error}");
