@@ -279,25 +279,13 @@ impl Backend {
     }
 
     fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, to: &Place<'_>) {
-        let panel = w.panel(p);
         let mut result = [0.0f32; PANEL * MAX_ROWS];
         for (i, t) in input.tiles[tiles.0..tiles.1].iter().enumerate() {
-            let (digits, scales, sums) = input.tile(t);
             let kernel = (self.kernels.tile)(w.panel_bits, input.planes, t.rows).expect("tiles are cut to sizes that have kernels");
             // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
             // activations were quantized for the same blocks, and `result` holds MAX_ROWS rows.
             unsafe {
-                kernel(&TileArgs {
-                    panel: panel.as_ptr(),
-                    blocks: &w.blocks,
-                    scale: w.scale,
-                    zero: w.zero,
-                    x: digits.as_ptr(),
-                    x_scales: scales.as_ptr(),
-                    x_sums: sums.as_ptr(),
-                    out: result.as_mut_ptr(),
-                    fresh: i == 0,
-                });
+                kernel(&tile_args(w, p, input, t, result.as_mut_ptr(), i == 0));
             }
             store(&result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
         }
@@ -309,18 +297,7 @@ impl Backend {
         let rows = band_rows(input.planes);
         let mut result = [MaybeUninit::<f32>::uninit(); BAND_TILES * band_rows(1) * PANEL];
         for band in input.tiles[tiles.0..tiles.1].chunks(BAND_TILES) {
-            let (digits, scales, sums) = input.tile(&band[0]);
-            let args = TileArgs {
-                panel: w.panel(p).as_ptr(),
-                blocks: &w.blocks,
-                scale: w.scale,
-                zero: w.zero,
-                x: digits.as_ptr(),
-                x_scales: scales.as_ptr(),
-                x_sums: sums.as_ptr(),
-                out: result.as_mut_ptr().cast(),
-                fresh: false,
-            };
+            let args = tile_args(w, p, input, &band[0], result.as_mut_ptr().cast(), false);
             // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
             // activations of these tiles were quantized for the same blocks, and `result` holds so many rows of a panel.
             unsafe { kernel(&args, band.len()) };
@@ -403,6 +380,22 @@ impl Backend {
                 body(i, unsafe { std::slice::from_raw_parts_mut(out.at(i * n), n) });
             }
         });
+    }
+}
+
+/// What a kernel needs for panel `p` and the tiles from `tile` on.
+fn tile_args<'a>(w: &'a PackedMatrix, p: usize, input: &QuantizedInput, tile: &Tile, out: *mut f32, fresh: bool) -> TileArgs<'a> {
+    let (digits, scales, sums) = input.tile(tile);
+    TileArgs {
+        panel: w.panel(p).as_ptr(),
+        blocks: &w.blocks,
+        scale: w.scale,
+        zero: w.zero,
+        x: digits.as_ptr(),
+        x_scales: scales.as_ptr(),
+        x_sums: sums.as_ptr(),
+        out,
+        fresh,
     }
 }
 

@@ -55,21 +55,39 @@ pub(crate) struct MoeScratch {
 }
 
 impl MoeScratch {
+    /// What the last routing chose, `[m, top_k]`.
+    pub fn choices(&self) -> &[Choice] {
+        &self.choices
+    }
+
     pub fn usage(&self) -> &[u64] {
         &self.usage
     }
 }
 
 impl Moe {
-    /// Which experts the rows of `x` go to, `[m, top_k]`.
-    pub fn choices(&self, backend: &Backend, x: &[f32], activations: Activations, matmul: &mut MatmulScratch) -> Vec<Choice> {
+    /// Finds the experts that the rows of `x`, `[m, hidden]`, go to, and the weights of the shared one.
+    pub fn route(&self, backend: &Backend, x: &[f32], activations: Activations, matmul: &mut MatmulScratch, scratch: &mut MoeScratch) {
         let routing = &self.config.routing;
         let m = x.len() / self.router.in_features();
-        let mut logits = vec![0.0; m * routing.experts];
-        backend.matmul(matmul, Input::Rows(x), m, activations, &mut [Product::new(&self.router, &mut logits)]);
-        let mut choices = vec![Choice::default(); m * routing.top_k];
-        backend.route(routing, &mut logits, self.correction.as_deref(), &mut choices);
-        choices
+        let MoeScratch { logits, shared, choices, .. } = scratch;
+        let logits = room(logits, m * routing.experts);
+        match self.shared_gate() {
+            Some(gate) => {
+                let weights = room(shared, m);
+                let products = &mut [Product::new(&self.router, logits), Product::new(gate, weights)];
+                backend.matmul(matmul, Input::Rows(x), m, activations, products);
+                backend.sigmoid(weights);
+            }
+            None => backend.matmul(matmul, Input::Rows(x), m, activations, &mut [Product::new(&self.router, logits)]),
+        }
+        choices.clear();
+        choices.resize(m * routing.top_k, Choice::default());
+        backend.route(routing, logits, self.correction.as_deref(), choices);
+    }
+
+    fn shared_gate(&self) -> Option<&Weight> {
+        self.shared.as_ref().and_then(|s| s.gate.as_ref())
     }
 
     /// Adds what the experts of layer `layer` make of `x`, `[m, hidden]`, to the residual stream.
@@ -89,26 +107,14 @@ impl Moe {
         if m == 0 {
             return;
         }
-        let MoeScratch { experts, logits, shared, choices, usage } = scratch;
-        let logits = room(logits, m * routing.experts);
-        let gate = self.shared.as_ref().and_then(|s| s.gate.as_ref());
-        let weights = room(shared, if gate.is_some() { m } else { 0 });
-        match gate {
-            Some(gate) => {
-                let products = &mut [Product::new(&self.router, logits), Product::new(gate, weights)];
-                backend.matmul(matmul, Input::Rows(x), m, activations, products);
-                backend.sigmoid(weights);
-            }
-            None => backend.matmul(matmul, Input::Rows(x), m, activations, &mut [Product::new(&self.router, logits)]),
-        }
-        choices.clear();
-        choices.resize(m * routing.top_k, Choice::default());
-        backend.route(routing, logits, self.correction.as_deref(), choices);
+        self.route(backend, x, activations, matmul, scratch);
+        let MoeScratch { experts, shared, choices, usage, .. } = scratch;
         if usage.len() < self.config.layers.len() * routing.experts {
             usage.resize(self.config.layers.len() * routing.experts, 0);
         }
         choices.iter().for_each(|c| usage[layer * routing.experts + c.expert as usize] += 1);
-        let shared = self.shared.as_ref().map(|s| Shared { expert: &s.expert, weights: gate.map(|_| &*weights) });
+        let weights = self.shared_gate().map(|_| &shared[..m]);
+        let shared = self.shared.as_ref().map(|s| Shared { expert: &s.expert, weights });
         backend.experts(experts, &self.experts, shared, x, m, activations, choices, residual);
     }
 }

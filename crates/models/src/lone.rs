@@ -201,7 +201,8 @@ impl LoneLayer {
             FeedForward::Moe(moe) => {
                 pass.norm(&layer.mlp_norm, s);
                 let normed = &s.normed[..hidden];
-                let choices = moe.choices(&self.backend, normed, self.options.activations, &mut s.matmul);
+                moe.route(&self.backend, normed, self.options.activations, &mut s.matmul, &mut s.moe);
+                let choices = s.moe.choices();
                 let count = moe.config.routing.experts;
                 let shared = moe.shared.as_ref().map(|s| &s.expert);
                 for (e, expert) in moe.experts.list().iter().chain(shared).enumerate() {

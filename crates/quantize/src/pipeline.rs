@@ -2,14 +2,15 @@
 
 use crate::gptq::{Hessian, Prepared, Settings, Solution};
 use crate::report::{ModuleQuality, Times, errors};
-use crate::workspace::{Workspace, sha256};
+use crate::workspace::{Tensors, Workspace, sha256};
 use crate::{QuantizeError, Recipe};
-use billfish_formats::{BiasRule, Checkpoint, Converted, LinearWeight, convert, serially};
+use billfish_formats::{BiasRule, Checkpoint, Converted, LinearWeight, convert};
 use billfish_kernels::{Backend, PackedMatrix, Weight};
 use billfish_models::{DecoderConfig, Linear, LoadOptions, LoneLayer};
 use billfish_tensor::{Codes, Groups, QuantMatrix, ScaleValues, Zeros};
 use half::f16;
 use serde_json::{Map, Value, json};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -96,11 +97,7 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
                 }
             }
             None => {
-                let mut rows = match (hidden.take(), parts.last()) {
-                    (Some(rows), _) => rows,
-                    (None, Some(part)) => workspace.rows(part)?,
-                    (None, None) => embed(job, &config)?,
-                };
+                let mut rows = rows_after(hidden.take(), &parts, &work)?;
                 work.layer(index, &part, &mut rows, &lengths, event)?;
                 if let Some(before) = parts.last() {
                     workspace.forget_rows(before)?;
@@ -114,11 +111,7 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
         }
     }
     if job.recipe.lm_head {
-        let rows = match (hidden.take(), parts.last()) {
-            (Some(rows), _) => rows,
-            (None, Some(part)) => workspace.rows(part)?,
-            (None, None) => vec![],
-        };
+        let rows = rows_after(hidden.take(), &parts, &work)?;
         if work.head(&rows, event)? {
             parts.push(HEAD.into());
         }
@@ -128,7 +121,7 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
     let whole = workspace.assemble(job.source, &parts, &work.rules)?;
     let written = convert(&whole, job.out, job.recipe.target, false, &mut |_, _| ())?;
     // what was written is what was meant, to the last weight
-    let certificate = billfish_formats::verify(&whole, &Checkpoint::open(job.out)?, &serially, &mut |_, _| ())?;
+    let certificate = billfish_formats::verify(&whole, &Checkpoint::open(job.out)?, &workers(job), &mut |_, _| ())?;
     if !certificate.equal() {
         return Err(QuantizeError::Output {
             path: job.out.display().to_string(),
@@ -143,14 +136,21 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
     Ok(Outcome { modules, written: Some(written), times })
 }
 
-/// What the embedding makes of the samples, one after another.
-fn embed(job: &Job<'_>, config: &DecoderConfig) -> Result<Vec<f32>, QuantizeError> {
-    let mut rows = vec![];
-    if !job.samples.is_empty() {
-        let tokens = job.samples.concat();
-        rows = billfish_models::embed(job.source, config, &tokens)?;
+/// The rows that came out of the last of the finished parts: those at hand, those that were kept, or what the embedding
+/// makes of the samples, one after another.
+fn rows_after(at_hand: Option<Vec<f32>>, parts: &[String], work: &Work<'_>) -> Result<Vec<f32>, QuantizeError> {
+    let job = work.job;
+    match (at_hand, parts.last()) {
+        (Some(rows), _) => Ok(rows),
+        (None, Some(part)) => work.workspace.rows(part),
+        (None, None) if job.samples.is_empty() => Ok(vec![]),
+        (None, None) => Ok(billfish_models::embed(job.source, work.config, &job.samples.concat())?),
     }
-    Ok(rows)
+}
+
+/// Hashing and comparing on the threads of the job.
+fn workers<'a>(job: &'a Job<'_>) -> impl Fn(usize, &(dyn Fn(usize) + Sync)) + 'a {
+    |count, body| job.backend.pool().run(count, body)
 }
 
 /// Refuses what cannot come to anything.
@@ -186,7 +186,7 @@ fn settings(job: &Job<'_>) -> Result<Value, QuantizeError> {
     let tokens: Vec<u8> = job.samples.iter().flat_map(|s| s.iter().chain([&u32::MAX]).flat_map(|t| t.to_le_bytes())).collect();
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "model": job.source.files_sha256(&serially)?,
+        "model": job.source.files_sha256(&workers(job))?,
         "config": sha256(Value::Object(job.source.config().clone()).to_string().as_bytes()),
         "calibration": sha256(&tokens),
         "bits": r.bits,
@@ -223,6 +223,14 @@ struct Shared {
     group: usize,
     members: Vec<(Linear, Settings)>,
     hessian: Hessian,
+}
+
+/// A module that was quantized.
+struct Done {
+    module: String,
+    matrix: QuantMatrix,
+    /// What its part of the workspace will hold.
+    tensors: Tensors,
 }
 
 impl Work<'_> {
@@ -263,19 +271,17 @@ impl Work<'_> {
                 self.observe(&mut layer, step, rows, lengths, &mut shared);
             }
             for s in shared {
-                for (module, matrix) in self.modules_of(&s, event)? {
+                for Done { module, matrix, tensors } in self.modules_of(&s, event)? {
                     let packed = PackedMatrix::new(&matrix).map_err(|e| QuantizeError::setting(&module, "sizes", e.to_string(), ""))?;
                     layer.replace(&module, Weight::Quantized(packed));
-                    kept.push((module, matrix));
+                    kept.extend(tensors);
                 }
             }
         }
         let begin = Instant::now();
-        let mut at = 0;
-        for (from, to) in batches(lengths) {
-            let count = lengths[from..to].iter().sum::<usize>() * self.config.hidden_size;
-            layer.run(&mut rows[at..at + count], &lengths[from..to]);
-            at += count;
+        let hidden = self.config.hidden_size;
+        for (sequences, tokens) in batches(lengths) {
+            layer.run(&mut rows[tokens.start * hidden..tokens.end * hidden], &lengths[sequences]);
         }
         self.times.forward += begin.elapsed();
         self.keep(part, &kept, rows, first)
@@ -285,26 +291,26 @@ impl Work<'_> {
     fn observe(&mut self, layer: &mut LoneLayer, step: usize, rows: &[f32], lengths: &[usize], shared: &mut [Shared]) {
         let begin = Instant::now();
         let mut summing = std::time::Duration::ZERO;
-        let backend = &self.job.backend;
-        let mut at = 0;
-        for (from, to) in batches(lengths) {
-            let count = lengths[from..to].iter().sum::<usize>() * self.config.hidden_size;
-            layer.observe(&rows[at..at + count], &lengths[from..to], step, self.job.recipe.all_experts, &mut |group, inputs| {
+        let (backend, hidden) = (&self.job.backend, self.config.hidden_size);
+        for (sequences, tokens) in batches(lengths) {
+            let rows = &rows[tokens.start * hidden..tokens.end * hidden];
+            layer.observe(rows, &lengths[sequences], step, self.job.recipe.all_experts, &mut |group, inputs| {
                 let begin = Instant::now();
                 if let Some(s) = shared.iter_mut().find(|s| s.group == group) {
                     s.hessian.add(backend, inputs);
                 }
                 summing += begin.elapsed();
             });
-            at += count;
         }
         self.times.hessian += summing;
         self.times.forward += begin.elapsed().saturating_sub(summing);
     }
 
     /// Quantizes the modules of one input.
-    fn modules_of(&mut self, shared: &Shared, event: Events<'_>) -> Result<Vec<(String, QuantMatrix)>, QuantizeError> {
+    fn modules_of(&mut self, shared: &Shared, event: Events<'_>) -> Result<Vec<Done>, QuantizeError> {
         let backend = &*self.job.backend;
+        let order: Vec<usize> = (0..shared.hessian.size()).collect();
+        let h = shared.hessian.ordered(&order);
         let mut prepared: Option<(Settings, Prepared)> = None;
         let mut out = vec![];
         for (linear, settings) in &shared.members {
@@ -324,10 +330,10 @@ impl Work<'_> {
             let solution = Solution::joined(parts.collect(), linear.in_features);
             let matrix = matrix(linear, &settings, &solution, bias)?;
             self.times.solve += begin.elapsed();
-            let quality = self.quality(linear, &settings, &solution, shared, &weight, &matrix, few)?;
+            let (quality, tensors) = self.quality(linear, &settings, &solution, shared, (&weight, &h), &matrix, few)?;
             event(Event::Module(&quality));
             self.account(quality);
-            out.push((linear.name.clone(), matrix));
+            out.push(Done { module: linear.name.clone(), matrix, tensors });
         }
         Ok(out)
     }
@@ -346,7 +352,8 @@ impl Work<'_> {
         Ok((weight, bias))
     }
 
-    /// Reads a module back as the loader reads it from a file, and measures that.
+    /// Makes the tensors of a module, reads it back from them as the loader reads it from a file, and measures that. `seen`
+    /// are its weight, `[N, K]`, and the mean outer product of its input rows, `[K, K]`.
     #[allow(clippy::too_many_arguments)] // all that is known of one module
     fn quality(
         &self,
@@ -354,10 +361,10 @@ impl Work<'_> {
         settings: &Settings,
         solution: &Solution,
         shared: &Shared,
-        weight: &[f32],
+        seen: (&[f32], &[f64]),
         matrix: &QuantMatrix,
         few: bool,
-    ) -> Result<ModuleQuality, QuantizeError> {
+    ) -> Result<(ModuleQuality, Tensors), QuantizeError> {
         let (k, n) = (linear.in_features, linear.out_features);
         let desc_act = solution.g_idx.is_some();
         let mut quality = ModuleQuality {
@@ -382,12 +389,11 @@ impl Work<'_> {
             (false, true) => Some("the Hessian is not positive definite with any damping".into()),
             _ => None,
         };
-        let (stored, bytes) = self.workspace.read_back(&linear.name, matrix, &quality)?;
-        quality.bytes = bytes;
-        let order: Vec<usize> = (0..k).collect();
-        let h = shared.hessian.ordered(&order);
-        (quality.weight_error, quality.output_error, quality.worst) = errors(&self.job.backend, &stored, weight, &h);
-        Ok(quality)
+        let tensors = self.workspace.tensors(&linear.name, matrix)?;
+        quality.bytes = tensors.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let stored = self.workspace.read_back(&tensors, &quality)?;
+        (quality.weight_error, quality.output_error, quality.worst) = errors(&self.job.backend, &stored, seen.0, seen.1);
+        Ok((quality, tensors))
     }
 
     /// The output head, which sees what the last norm gives. Returns whether it was quantized: a rule may leave it dense.
@@ -406,12 +412,12 @@ impl Work<'_> {
             shared.hessian.add(&self.job.backend, &normed);
         }
         self.times.hessian += begin.elapsed();
-        let kept = self.modules_of(&shared, event)?;
+        let kept: Tensors = self.modules_of(&shared, event)?.into_iter().flat_map(|done| done.tensors).collect();
         self.keep(HEAD, &kept, &[], first)?;
         Ok(true)
     }
 
-    fn keep(&mut self, part: &str, kept: &[(String, QuantMatrix)], rows: &[f32], first: usize) -> Result<(), QuantizeError> {
+    fn keep(&mut self, part: &str, kept: &Tensors, rows: &[f32], first: usize) -> Result<(), QuantizeError> {
         let begin = Instant::now();
         let report = serde_json::to_value(&self.modules[first..]).unwrap_or_default();
         self.workspace.keep(part, kept, rows, &report)?;
@@ -422,19 +428,17 @@ impl Work<'_> {
 
 type Events<'a> = &'a mut dyn FnMut(Event<'_>);
 
-/// Whole sequences of about [`BATCH`] tokens at a time: first and past-the-last.
-fn batches(lengths: &[usize]) -> Vec<(usize, usize)> {
-    let mut out: Vec<(usize, usize)> = vec![];
-    let mut tokens = 0;
+/// Whole sequences of about [`BATCH`] tokens at a time: which sequences, and which of all tokens.
+fn batches(lengths: &[usize]) -> Vec<(Range<usize>, Range<usize>)> {
+    let mut out: Vec<(Range<usize>, Range<usize>)> = vec![];
+    let mut token = 0;
     for (i, len) in lengths.iter().enumerate() {
-        match out.last_mut().filter(|_| tokens + len <= BATCH) {
-            Some(last) => last.1 = i + 1,
-            None => {
-                out.push((i, i + 1));
-                tokens = 0;
-            }
+        let end = token + len;
+        match out.last_mut().filter(|(_, tokens)| end - tokens.start <= BATCH) {
+            Some((sequences, tokens)) => (sequences.end, tokens.end) = (i + 1, end),
+            None => out.push((i..i + 1, token..end)),
         }
-        tokens += len;
+        token = end;
     }
     out
 }

@@ -16,8 +16,8 @@ use std::sync::Arc;
 /// Says with which settings the files were made.
 const STATE: &str = "state.json";
 
-/// A quantized module and its name.
-pub(crate) type Quantized = (String, QuantMatrix);
+/// Tensors of quantized modules.
+pub(crate) type Tensors = Vec<(TensorSpec, Vec<u8>)>;
 
 /// The folder.
 pub(crate) struct Workspace {
@@ -71,21 +71,14 @@ impl Workspace {
         files.keys().all(|name| whole(name)).then(|| report["report"].clone())
     }
 
-    /// Keeps the modules of a part, the rows that came out of it, and its report. The report comes last: a part without
-    /// one is not finished.
-    pub fn keep(&self, part: &str, modules: &[Quantized], rows: &[f32], report: &Value) -> Result<(), QuantizeError> {
+    /// Keeps the tensors of a part's modules, the rows that came out of it, and its report. The report comes last: a part
+    /// without one is not finished.
+    pub fn keep(&self, part: &str, contents: &Tensors, rows: &[f32], report: &Value) -> Result<(), QuantizeError> {
         let (tensors, hidden) = (Self::file(part), format!("{part}.rows"));
-        let mut specs: Vec<TensorSpec> = vec![];
-        let mut contents = vec![];
-        for (name, matrix) in modules {
-            for (spec, bytes) in gptq_tensors(name, matrix, self.planar)? {
-                contents.push((spec.0.clone(), bytes));
-                specs.push(spec);
-            }
-        }
+        let specs: Vec<TensorSpec> = contents.iter().map(|(spec, _)| spec.clone()).collect();
         let partial = self.path.join(format!("{tensors}.partial"));
         let mut writer = SafetensorsWriter::create(&partial, &specs)?;
-        contents.iter().try_for_each(|(name, bytes)| writer.write(name, bytes))?;
+        contents.iter().try_for_each(|(spec, bytes)| writer.write(&spec.0, bytes))?;
         writer.finish()?;
         let path = self.path.join(&tensors);
         std::fs::rename(&partial, &path).map_err(|e| QuantizeError::io(&path, e))?;
@@ -121,20 +114,24 @@ impl Workspace {
         format!("{part}.safetensors")
     }
 
-    /// A module as the loader reads it from a file, and the bytes of its tensors there.
-    pub fn read_back(&self, module: &str, m: &QuantMatrix, quality: &ModuleQuality) -> Result<(QuantMatrix, u64), QuantizeError> {
-        let tensors = gptq_tensors(module, m, self.planar)?;
+    /// The tensors of a module.
+    pub fn tensors(&self, module: &str, m: &QuantMatrix) -> Result<Tensors, QuantizeError> {
+        Ok(gptq_tensors(module, m, self.planar)?)
+    }
+
+    /// A module as the loader reads it from a file of these tensors.
+    pub fn read_back(&self, tensors: &Tensors, quality: &ModuleQuality) -> Result<QuantMatrix, QuantizeError> {
+        let module = quality.module.as_str();
         let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
         let mut bytes = safetensors_header(module, &specs)?;
-        let header = bytes.len();
         tensors.iter().for_each(|(_, content)| bytes.extend_from_slice(content));
-        let (len, content) = (bytes.len() as u64, (bytes.len() - header) as u64);
+        let len = bytes.len() as u64;
         let rules = Map::from_iter([quality.rule()]);
         let files = vec![("config.json".into(), json!({"quantization_config": self.config(&rules)}).to_string().into_bytes())];
         let maker = Arc::new(move |at: u64, out: &mut [u8]| out.copy_from_slice(&bytes[at as usize..][..out.len()]));
         let checkpoint = Checkpoint::from_maker(module, files, ("model.safetensors".into(), len, maker))?;
-        match checkpoint.linear(module, m.in_features(), m.out_features(), BiasRule::Absent)? {
-            LinearWeight::Quantized(stored) => Ok((stored, content)),
+        match checkpoint.linear(module, quality.in_features, quality.out_features, BiasRule::Absent)? {
+            LinearWeight::Quantized(stored) => Ok(stored),
             LinearWeight::Dense { .. } => Err(QuantizeError::setting(module, "a quantized module", "a dense one", "report this defect")),
         }
     }

@@ -1,16 +1,15 @@
 //! `billfish quantize`: a 16-bit folder to a quantized one.
 
 use super::eval::read_text;
-use super::options::isa_from_env;
+use super::options::{count_bar, isa_from_env};
 use anyhow::{Context, Result, bail};
 use billfish::{OpenOptions, read_tokenizer};
 use billfish_formats::{Checkpoint, Dynamic, Target};
 use billfish_quantize::gptq::{Order, Search};
 use billfish_quantize::{Event, Job, Method, Outcome, Recipe, quantize};
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -209,12 +208,12 @@ pub fn run(args: &Args) -> Result<()> {
     let backend = Arc::new(options.backend()?);
     let stop = stop_on_ctrl_c()?;
     let job = Job { source: &source, out: &args.out, recipe: &recipe, samples: &samples, backend, resume: args.resume, stop: &stop };
-    let bar = bar();
+    let bar = count_bar("layers", 0);
     let outcome = quantize(&job, &mut |event| match event {
         Event::Layer { index, layers, found } => {
             bar.set_length(layers as u64);
             bar.set_position(index as u64);
-            bar.set_message(if found { "found" } else { "layer" });
+            bar.set_message(if found { "layers found" } else { "layers" });
         }
         Event::Module(q) => {
             if let Some(reason) = &q.fallback {
@@ -232,14 +231,6 @@ pub fn run(args: &Args) -> Result<()> {
     let path = args.out.join("quant_report.json");
     std::fs::write(&path, format!("{report:#}\n")).with_context(|| path.display().to_string())?;
     print(args, &outcome, &report)
-}
-
-fn bar() -> ProgressBar {
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} layers {elapsed} {eta}") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 fn report(args: &Args, recipe: &Recipe, outcome: &Outcome) -> Value {

@@ -10,6 +10,20 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// How two models are compared.
+#[derive(clap::Args)]
+struct How {
+    #[command(flatten)]
+    folder: FolderArgs,
+    #[command(flatten)]
+    running: RunningArgs,
+    #[command(flatten)]
+    text: TextArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(clap::Args)]
 pub struct Kld {
     /// A model folder
@@ -18,20 +32,13 @@ pub struct Kld {
     #[arg(long)]
     base: PathBuf,
     #[command(flatten)]
-    folder: FolderArgs,
-    #[command(flatten)]
-    running: RunningArgs,
-    #[command(flatten)]
-    text: TextArgs,
+    how: How,
     /// Fail, with exit code 2, if the perplexity of the model is above this
     #[arg(long)]
     max_ppl: Option<f64>,
     /// Fail, with exit code 2, if the mean divergence is above this
     #[arg(long)]
     max_kld: Option<f64>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(clap::Args)]
@@ -41,14 +48,7 @@ pub struct Compare {
     /// Another
     b: PathBuf,
     #[command(flatten)]
-    folder: FolderArgs,
-    #[command(flatten)]
-    running: RunningArgs,
-    #[command(flatten)]
-    text: TextArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    how: How,
 }
 
 /// Two models and what was measured of them.
@@ -59,7 +59,8 @@ struct Measured {
 }
 
 /// Loads both and measures the divergence of `model` from `base`.
-fn measure(model: &Path, base: &Path, folder: &FolderArgs, running: &RunningArgs, text: &TextArgs) -> Result<Measured> {
+fn measure(model: &Path, base: &Path, how: &How) -> Result<Measured> {
+    let How { folder, running, text, .. } = how;
     let words = text.read()?;
     let options = running.open_options()?;
     let (model, base) = (folder.open(Some(model))?, folder.open(Some(base))?);
@@ -132,10 +133,10 @@ fn write_divergence(out: &mut dyn Write, d: &Divergence) -> std::io::Result<()> 
 }
 
 pub fn kld(args: &Kld) -> Result<()> {
-    let m = measure(&args.model, &args.base, &args.folder, &args.running, &args.text)?;
+    let m = measure(&args.model, &args.base, &args.how)?;
     let d = &m.found;
     let mut out = std::io::stdout().lock();
-    if args.json {
+    if args.how.json {
         let mut object = object(&m);
         (object["model"], object["base"]) = (json!(m.model.name), json!(args.base.display().to_string()));
         writeln!(out, "{object}")?;
@@ -159,10 +160,10 @@ pub fn kld(args: &Kld) -> Result<()> {
 }
 
 pub fn compare(args: &Compare) -> Result<()> {
-    let m = measure(&args.b, &args.a, &args.folder, &args.running, &args.text)?;
+    let m = measure(&args.b, &args.a, &args.how)?;
     let d = &m.found;
     let mut out = std::io::stdout().lock();
-    if args.json {
+    if args.how.json {
         let mut object = object(&m);
         (object["a"], object["b"]) = (json!(args.a.display().to_string()), json!(args.b.display().to_string()));
         (object["bytes_a"], object["bytes_b"]) = (json!(m.bytes[1]), json!(m.bytes[0]));
