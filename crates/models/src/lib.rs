@@ -36,7 +36,7 @@ pub use decoder::{Cache, Model, RESERVED_AHEAD, Scratch};
 pub use error::ModelError;
 pub use head::HeadRounding;
 pub use load::{LoadOptions, ModuleUse, Progress};
-pub use lone::{LoneLayer, embed, final_norm};
+pub use lone::{LoneLayer, embed, final_norm, replaceable};
 pub use plan::{Comparison, Linear};
 pub use rope::Rope;
 pub use routed::MoeConfig;

@@ -13,6 +13,9 @@ use std::sync::Arc;
 /// Takes the number of a group and rows that the modules of this group see, `[rows, K]`.
 pub type Look<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
+/// Steps of a pass through a layer.
+const STEPS: usize = 4;
+
 /// One layer. It runs whole sequences from their beginning.
 pub struct LoneLayer {
     layer: Layer,
@@ -57,32 +60,13 @@ impl LoneLayer {
     /// Steps of a pass through the layer, in each of which some linear modules see their inputs: query, key and value; the
     /// output; gate and up; down.
     pub fn steps(&self) -> usize {
-        4
+        STEPS
     }
 
     /// The modules of a step by group; those of a group see the same rows. With experts, each is a group of its own, and
     /// the shared one is the last.
     pub fn groups(&self, step: usize) -> Vec<Vec<Linear>> {
-        let p = &self.plan;
-        let halves = |parts: &[Linear; 3]| {
-            let [gate, up, down] = parts.clone();
-            if step == 2 { vec![gate, up] } else { vec![down] }
-        };
-        match (step, &p.feed_forward) {
-            (0, _) => vec![vec![p.query.clone(), p.key.clone(), p.value.clone()]],
-            (1, _) => vec![vec![p.output.clone()]],
-            (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Separate(both), .. }) => vec![both.to_vec()],
-            (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Fused(one), .. }) => vec![vec![one.clone()]],
-            (_, FeedForwardPlan::Mlp { down, .. }) => vec![vec![down.clone()]],
-            (_, FeedForwardPlan::Moe(moe)) => {
-                let each = match &moe.experts {
-                    ExpertsPlan::Each(list) => list.iter().map(halves).collect(),
-                    // one tensor for all: nothing of it can be replaced alone
-                    ExpertsPlan::Stacked { .. } => vec![vec![]; self.config.moe.as_ref().map_or(0, |m| m.routing.experts)],
-                };
-                each.into_iter().chain(moe.shared.iter().map(halves)).collect()
-            }
-        }
+        groups(&self.plan, &self.config, step)
     }
 
     /// Whether the experts of the layer stand in tensors of all experts.
@@ -226,6 +210,34 @@ impl LoneLayer {
                     look(e, &gate);
                 }
             }
+        }
+    }
+}
+
+/// The modules of layer `index` that a quantizer may replace, by step and group as [`LoneLayer`] has them. No tensor is read.
+pub fn replaceable(checkpoint: &Checkpoint, config: &DecoderConfig, index: usize) -> Vec<Vec<Vec<Linear>>> {
+    let plan = plan::layer(config, checkpoint, index);
+    (0..STEPS).map(|step| groups(&plan, config, step)).collect()
+}
+
+fn groups(p: &LayerPlan, config: &DecoderConfig, step: usize) -> Vec<Vec<Linear>> {
+    let halves = |parts: &[Linear; 3]| {
+        let [gate, up, down] = parts.clone();
+        if step == 2 { vec![gate, up] } else { vec![down] }
+    };
+    match (step, &p.feed_forward) {
+        (0, _) => vec![vec![p.query.clone(), p.key.clone(), p.value.clone()]],
+        (1, _) => vec![vec![p.output.clone()]],
+        (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Separate(both), .. }) => vec![both.to_vec()],
+        (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Fused(one), .. }) => vec![vec![one.clone()]],
+        (_, FeedForwardPlan::Mlp { down, .. }) => vec![vec![down.clone()]],
+        (_, FeedForwardPlan::Moe(moe)) => {
+            let each = match &moe.experts {
+                ExpertsPlan::Each(list) => list.iter().map(halves).collect(),
+                // one tensor for all: nothing of it can be replaced alone
+                ExpertsPlan::Stacked { .. } => vec![vec![]; config.moe.as_ref().map_or(0, |m| m.routing.experts)],
+            };
+            each.into_iter().chain(moe.shared.iter().map(halves)).collect()
         }
     }
 }

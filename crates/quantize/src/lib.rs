@@ -21,6 +21,7 @@ mod protocol;
 mod recipe;
 mod report;
 mod rows;
+mod size;
 mod synth;
 mod workspace;
 
@@ -33,4 +34,5 @@ pub use pipeline::{Event, Job, Outcome, quantize};
 pub use protocol::Protocol;
 pub use recipe::{Method, Recipe};
 pub use report::{ModuleQuality, Times};
+pub use size::{PredictedBytes, module_bytes, predicted_bytes};
 pub use synth::{SynthReport, SynthSpec, synth, synthetic};
