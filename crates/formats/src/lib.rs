@@ -56,7 +56,7 @@ mod warning;
 mod writer;
 
 pub use checkpoint::{BiasRule, Checkpoint, LinearWeight};
-pub use config_files::RawQuantization;
+pub use config_files::{QUANTIZATION_FILES, RawQuantization};
 pub use contradiction::Contradiction;
 pub use convert::{Converted, Loss, ModuleShape, Sizes, Target, check_free, convert, folder_sizes, gptq_tensors, module_tensors};
 pub use dialect::{Evidence, ZeroDialect, ZeroLabel};

@@ -2,11 +2,12 @@
 
 use crate::gptq::{Hessian, Prepared, Settings, Solution};
 use crate::report::{ModuleQuality, Times, errors};
+use crate::statistics::{Statistics, Store};
 use crate::workspace::{Tensors, Workspace, sha256};
-use crate::{QuantizeError, Recipe};
+use crate::{QuantizeError, Recipe, Sequential};
 use billfish_formats::{BiasRule, Checkpoint, Converted, LinearWeight, convert};
 use billfish_kernels::{Backend, PackedMatrix, Weight};
-use billfish_models::{DecoderConfig, Linear, LoadOptions, LoneLayer};
+use billfish_models::{DecoderConfig, Linear, LoadOptions, LoneLayer, replaceable};
 use billfish_tensor::{Codes, Groups, QuantMatrix, ScaleValues, Zeros};
 use half::f16;
 use serde_json::{Map, Value, json};
@@ -37,6 +38,8 @@ pub struct Job<'a> {
     pub backend: Arc<Backend>,
     /// Go on with work that was broken off.
     pub resume: bool,
+    /// What becomes of the sums over the samples.
+    pub statistics: Statistics<'a>,
     /// Set by another thread to end after the current layer.
     pub stop: &'a AtomicBool,
 }
@@ -66,6 +69,8 @@ pub struct Outcome {
     pub modules: Vec<ModuleQuality>,
     /// What was written; none if it was stopped before.
     pub written: Option<Converted>,
+    /// Modules that were quantized in the source too.
+    pub requantized: usize,
     /// Where the time went.
     pub times: Times,
 }
@@ -81,8 +86,21 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
     let all = config.linears(job.source);
     check(job, &all)?;
     let planar = all.iter().any(|l| matches!(job.recipe.settings(&l.name), Ok(Some(s)) if matches!(s.grid.bits, 5..=7)));
-    let workspace = Workspace::open(job.out, &settings(job)?, planar, job.resume)?;
-    let mut work = Work { job, config: &config, workspace: &workspace, rules: Map::new(), modules: vec![], times: Times::default() };
+    let settings = settings(job)?;
+    // what stands in the way is found before anything is made or taken away
+    let used = match job.statistics {
+        Statistics::Use(path) => Some(Store::open(path, job.recipe, &settings)?),
+        Statistics::Save(path) if !job.resume => billfish_formats::check_free(path).map(|()| None)?,
+        _ => None,
+    };
+    let workspace = Workspace::open(job.out, &settings, planar, job.resume)?;
+    let store = match job.statistics {
+        Statistics::Save(path) => Some(Store::create(path, job.recipe, &settings, job.resume)?),
+        _ => used,
+    };
+    let (modules, times) = (vec![], Times::default());
+    let mut work = Work { job, config: &config, workspace: &workspace, store, rules: Map::new(), modules, times };
+    let requantized = job.source.quantized_modules().len();
     let lengths: Vec<usize> = job.samples.iter().map(Vec::len).collect();
     let mut hidden: Option<Vec<f32>> = None;
     let mut parts: Vec<String> = vec![];
@@ -92,6 +110,7 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
         event(Event::Layer { index, layers: config.layers, found: found.is_some() });
         match found {
             Some(report) => {
+                replaceable(job.source, &config, index).iter().flatten().try_for_each(|modules| work.check_kept(modules))?;
                 for quality in serde_json::from_value::<Vec<ModuleQuality>>(report).unwrap_or_default() {
                     work.account(quality);
                 }
@@ -107,7 +126,7 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
         }
         parts.push(part);
         if job.stop.load(Ordering::Relaxed) {
-            return Ok(Outcome { modules: work.modules, written: None, times: work.times });
+            return Ok(Outcome { modules: work.modules, written: None, requantized, times: work.times });
         }
     }
     if job.recipe.lm_head {
@@ -115,6 +134,9 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
         if work.head(&rows, event)? {
             parts.push(HEAD.into());
         }
+    }
+    if let (Statistics::Save(_), Some(store)) = (job.statistics, &mut work.store) {
+        store.complete()?;
     }
     event(Event::Writing);
     let begin = Instant::now();
@@ -133,7 +155,7 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
     work.times.files += begin.elapsed();
     let Work { modules, times, .. } = work;
     workspace.remove()?;
-    Ok(Outcome { modules, written: Some(written), times })
+    Ok(Outcome { modules, written: Some(written), requantized, times })
 }
 
 /// The rows that came out of the last of the finished parts: those at hand, those that were kept, or what the embedding
@@ -148,6 +170,13 @@ fn rows_after(at_hand: Option<Vec<f32>>, parts: &[String], work: &Work<'_>) -> R
     }
 }
 
+impl Job<'_> {
+    /// Whether modules see anything.
+    fn observes(&self) -> bool {
+        !self.samples.is_empty() || self.statistics.are_used()
+    }
+}
+
 /// Hashing and comparing on the threads of the job.
 fn workers<'a>(job: &'a Job<'_>) -> impl Fn(usize, &(dyn Fn(usize) + Sync)) + 'a {
     |count, body| job.backend.pool().run(count, body)
@@ -156,11 +185,7 @@ fn workers<'a>(job: &'a Job<'_>) -> impl Fn(usize, &(dyn Fn(usize) + Sync)) + 'a
 /// Refuses what cannot come to anything.
 fn check(job: &Job<'_>, linears: &[Linear]) -> Result<(), QuantizeError> {
     let recipe = job.recipe;
-    let quantized = job.source.quantized_modules();
-    if let Some(first) = quantized.first() {
-        let (expected, remedy) = ("a folder of 16- or 32-bit floats", "quantize the folder that this one was made from");
-        return Err(QuantizeError::setting("model", expected, format!("`{first}`, quantized already"), remedy));
-    }
+    check_source(job)?;
     let settings = |l: &Linear| recipe.settings(&l.name);
     // the embedding stays dense, and the head is asked for by itself
     let mut linears = linears.iter().filter(|l| l.name.contains(".layers."));
@@ -168,7 +193,14 @@ fn check(job: &Job<'_>, linears: &[Linear]) -> Result<(), QuantizeError> {
     if !wanted {
         return Err(QuantizeError::setting("dynamic", "rules that leave something to quantize", "none", "take a rule out"));
     }
-    if job.samples.is_empty() && recipe.method != crate::Method::Rtn {
+    if job.statistics.are_used() && !job.samples.is_empty() {
+        let (expected, remedy) = ("statistics or a text", "leave one of them out");
+        return Err(QuantizeError::setting("calibration", expected, "both", remedy));
+    }
+    if job.samples.is_empty() && matches!(job.statistics, Statistics::Save(_)) {
+        return Err(QuantizeError::setting("calibration", "a text to take statistics of", "none", "name one"));
+    }
+    if !job.observes() && recipe.method != crate::Method::Rtn {
         let found = "no calibration text";
         return Err(QuantizeError::setting("calibration", "a text of some sequences", found, "name one, or choose the method rtn"));
     }
@@ -179,16 +211,49 @@ fn check(job: &Job<'_>, linears: &[Linear]) -> Result<(), QuantizeError> {
     Ok(())
 }
 
+/// Refuses a folder that is quantized already, unless all of it is to be quantized again.
+fn check_source(job: &Job<'_>) -> Result<(), QuantizeError> {
+    let quantized = job.source.quantized_modules();
+    let Some(first) = quantized.first() else {
+        if !job.recipe.requantize {
+            return Ok(());
+        }
+        let found = "nothing that is quantized";
+        return Err(QuantizeError::setting("requantize", "a quantized folder", found, "leave the option out"));
+    };
+    if !job.recipe.requantize {
+        let expected = "a folder of 16- or 32-bit floats";
+        let remedy = "quantize the folder that this one was made from, or allow losses on top of losses with --requantize";
+        return Err(QuantizeError::setting("model", expected, format!("`{first}`, quantized already"), remedy));
+    }
+    let chosen = crate::size::chosen_modules(job.source, job.recipe)?;
+    match quantized.iter().find(|m| !chosen.iter().any(|(l, _)| l.name == **m)) {
+        None => Ok(()),
+        Some(left) => {
+            let remedy = "let it be quantized too (--lm-head for the head), or convert the folder to dense first";
+            let found = format!("`{left}`, which is to stay as it is");
+            Err(QuantizeError::setting("requantize", "settings for every module that is quantized", found, remedy))
+        }
+    }
+}
+
 /// All that the result depends on.
 fn settings(job: &Job<'_>) -> Result<Value, QuantizeError> {
     let r = job.recipe;
     let rules: Vec<String> = r.dynamic.rules().iter().map(|rule| format!("{} {:?}", rule.text(), rule.overrides())).collect();
     let tokens: Vec<u8> = job.samples.iter().flat_map(|s| s.iter().chain([&u32::MAX]).flat_map(|t| t.to_le_bytes())).collect();
+    let calibration = match job.statistics {
+        Statistics::Use(path) => Store::calibration(path)?,
+        _ => sha256(&tokens).into(),
+    };
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "model": job.source.files_sha256(&workers(job))?,
-        "config": sha256(Value::Object(job.source.config().clone()).to_string().as_bytes()),
-        "calibration": sha256(&tokens),
+        "config": job.source.outline_sha256(),
+        "calibration": calibration,
+        // rows of a run without statistics are no rows of one with them
+        "statistics": job.statistics.are_used(),
+        "sequential": r.sequential.name(),
         "bits": r.bits,
         "group_size": r.group_size,
         "sym": r.sym,
@@ -211,6 +276,8 @@ struct Work<'a> {
     job: &'a Job<'a>,
     config: &'a DecoderConfig,
     workspace: &'a Workspace,
+    /// Statistics that are kept or used.
+    store: Option<Store>,
     /// What the config says of each module.
     rules: Map<String, Value>,
     modules: Vec<ModuleQuality>,
@@ -221,6 +288,8 @@ struct Work<'a> {
 struct Shared {
     /// Number of the group in its step.
     group: usize,
+    /// Its first module, quantized or not.
+    name: String,
     members: Vec<(Linear, Settings)>,
     hessian: Hessian,
 }
@@ -245,46 +314,82 @@ impl Work<'_> {
     fn layer(&mut self, index: usize, part: &str, rows: &mut [f32], lengths: &[usize], event: Events<'_>) -> Result<(), QuantizeError> {
         let begin = Instant::now();
         let backend = Arc::clone(&self.job.backend);
-        let mut layer = LoneLayer::load(self.job.source, self.config, index, Arc::clone(&backend), LoadOptions::default())?;
+        // statistics say all that a layer would show
+        let mut layer = match self.job.statistics.are_used() {
+            true => None,
+            false => Some(LoneLayer::load(self.job.source, self.config, index, Arc::clone(&backend), LoadOptions::default())?),
+        };
         self.times.files += begin.elapsed();
-        if layer.has_stacked_experts() {
+        if layer.as_ref().is_some_and(LoneLayer::has_stacked_experts) {
             let (expected, found) = ("experts one by one", format!("experts of layer {index} in one tensor"));
             return Err(QuantizeError::setting("model", expected, found, "save the model with a tensor for each expert"));
         }
         let first = self.modules.len();
         let mut kept = vec![];
-        for step in 0..layer.steps() {
+        for (step, groups) in replaceable(self.job.source, self.config, index).into_iter().enumerate() {
             let mut shared = vec![];
-            for (group, modules) in layer.groups(step).into_iter().enumerate() {
-                let size = modules.first().map_or(0, |l| l.in_features);
+            for (group, modules) in groups.into_iter().enumerate() {
+                let (name, size) = modules.first().map_or((String::new(), 0), |l| (l.name.clone(), l.in_features));
                 let members = modules.into_iter().map(|l| Ok((self.job.recipe.settings(&l.name)?, l)));
                 let members: Vec<_> = members.collect::<Result<Vec<_>, QuantizeError>>()?;
                 let members: Vec<_> = members.into_iter().filter_map(|(s, l)| s.map(|s| (l, s))).collect();
                 if !members.is_empty() {
-                    shared.push(Shared { group, members, hessian: Hessian::new(size) });
+                    shared.push(Shared { group, name, members, hessian: Hessian::new(size) });
                 }
             }
             if shared.is_empty() {
                 continue;
             }
-            if !rows.is_empty() {
-                self.observe(&mut layer, step, rows, lengths, &mut shared);
+            if let (false, Some(layer)) = (rows.is_empty(), &mut layer) {
+                self.observe(layer, step, rows, lengths, &mut shared);
             }
+            self.keep_or_load(&mut shared)?;
             for s in shared {
                 for Done { module, matrix, tensors } in self.modules_of(&s, event)? {
+                    kept.extend(tensors);
+                    let Some(layer) = layer.as_mut().filter(|_| self.job.recipe.sequential == Sequential::Quantized) else { continue };
                     let packed = PackedMatrix::new(&matrix).map_err(|e| QuantizeError::setting(&module, "sizes", e.to_string(), ""))?;
                     layer.replace(&module, Weight::Quantized(packed));
-                    kept.extend(tensors);
                 }
             }
         }
-        let begin = Instant::now();
-        let hidden = self.config.hidden_size;
-        for (sequences, tokens) in batches(lengths) {
-            layer.run(&mut rows[tokens.start * hidden..tokens.end * hidden], &lengths[sequences]);
+        if let Some(layer) = &mut layer {
+            let begin = Instant::now();
+            let hidden = self.config.hidden_size;
+            for (sequences, tokens) in batches(lengths) {
+                layer.run(&mut rows[tokens.start * hidden..tokens.end * hidden], &lengths[sequences]);
+            }
+            self.times.forward += begin.elapsed();
         }
-        self.times.forward += begin.elapsed();
         self.keep(part, &kept, rows, first)
+    }
+
+    /// Keeps what was summed up, or takes it from where it was kept.
+    fn keep_or_load(&mut self, shared: &mut [Shared]) -> Result<(), QuantizeError> {
+        let Some(store) = &mut self.store else { return Ok(()) };
+        let begin = Instant::now();
+        if self.job.statistics.are_used() {
+            shared.iter_mut().try_for_each(|s| store.load(&s.name, s.hessian.size()).map(|h| s.hessian = h))?;
+        } else {
+            store.keep(&shared.iter().map(|s| (s.name.as_str(), &s.hessian)).collect::<Vec<_>>())?;
+        }
+        self.times.files += begin.elapsed();
+        Ok(())
+    }
+
+    /// Refuses to go on where `modules` of one input were quantized while nobody kept statistics of it.
+    fn check_kept(&self, modules: &[Linear]) -> Result<(), QuantizeError> {
+        let (Statistics::Save(path), Some(store), Some(first)) = (self.job.statistics, &self.store, modules.first()) else { return Ok(()) };
+        let wanted = |any: bool, l: &Linear| Ok::<_, QuantizeError>(any | self.job.recipe.settings(&l.name)?.is_some());
+        if store.has(&first.name) || !modules.iter().try_fold(false, wanted)? {
+            return Ok(());
+        }
+        Err(QuantizeError::Output {
+            path: path.display().to_string(),
+            expected: format!("statistics of `{}`, which is quantized already", first.name),
+            found: "none".into(),
+            remedy: "leave --resume out to begin anew, or --save-stats".into(),
+        })
     }
 
     /// Sums up what the groups of a step see.
@@ -314,7 +419,7 @@ impl Work<'_> {
         let mut prepared: Option<(Settings, Prepared)> = None;
         let mut out = vec![];
         for (linear, settings) in &shared.members {
-            let few = shared.hessian.rows() < self.job.recipe.fallback_rows && !self.job.samples.is_empty();
+            let few = shared.hessian.rows() < self.job.recipe.fallback_rows && self.job.observes();
             let settings = if few { Settings { propagate: false, sweeps: 0, ..*settings } } else { *settings };
             let begin = Instant::now();
             let (weight, bias) = self.weight(linear)?;
@@ -338,12 +443,16 @@ impl Work<'_> {
         Ok(out)
     }
 
-    /// The weight of a dense module, `[N, K]`, and its bias.
+    /// The weight of a module of the source, `[N, K]`, and its bias.
     fn weight(&self, l: &Linear) -> Result<(Vec<f32>, Option<Vec<f32>>), QuantizeError> {
         let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
         let (weight, bias) = match self.job.source.linear(&l.name, l.in_features, l.out_features, rule)? {
             LinearWeight::Dense { weight, bias } => (weight.to_f32(), bias),
-            LinearWeight::Quantized(_) => (vec![], None),
+            LinearWeight::Quantized(m) => {
+                let (mut codes, mut weight) = (vec![], vec![0.0; l.in_features * l.out_features]);
+                m.dequantize_columns(0..l.out_features, &mut codes, &mut weight);
+                (weight, m.bias().map(<[f32]>::to_vec))
+            }
         };
         if let Some(at) = weight.iter().position(|v| !v.is_finite()) {
             let found = format!("{} at [{}, {}]", weight[at], at / l.in_features, at % l.in_features);
@@ -399,20 +508,23 @@ impl Work<'_> {
     /// The output head, which sees what the last norm gives. Returns whether it was quantized: a rule may leave it dense.
     fn head(&mut self, rows: &[f32], event: Events<'_>) -> Result<bool, QuantizeError> {
         let first = self.modules.len();
+        let linear = Linear { name: HEAD.into(), in_features: self.config.hidden_size, out_features: self.config.vocab_size, bias: false };
         if let Some(report) = self.workspace.finished(HEAD) {
+            self.check_kept(std::slice::from_ref(&linear))?;
             serde_json::from_value::<Vec<ModuleQuality>>(report).unwrap_or_default().into_iter().for_each(|q| self.account(q));
             return Ok(true);
         }
-        let linear = Linear { name: HEAD.into(), in_features: self.config.hidden_size, out_features: self.config.vocab_size, bias: false };
         let Some(settings) = self.job.recipe.settings(HEAD)? else { return Ok(false) };
-        let mut shared = Shared { group: 0, members: vec![(linear, settings)], hessian: Hessian::new(self.config.hidden_size) };
+        let hessian = Hessian::new(self.config.hidden_size);
+        let mut shared = [Shared { group: 0, name: HEAD.into(), members: vec![(linear, settings)], hessian }];
         let begin = Instant::now();
         for rows in rows.chunks(BATCH * self.config.hidden_size) {
             let normed = billfish_models::final_norm(self.job.source, self.config, &self.job.backend, rows)?;
-            shared.hessian.add(&self.job.backend, &normed);
+            shared[0].hessian.add(&self.job.backend, &normed);
         }
         self.times.hessian += begin.elapsed();
-        let kept: Tensors = self.modules_of(&shared, event)?.into_iter().flat_map(|done| done.tensors).collect();
+        self.keep_or_load(&mut shared)?;
+        let kept: Tensors = self.modules_of(&shared[0], event)?.into_iter().flat_map(|done| done.tensors).collect();
         self.keep(HEAD, &kept, &[], first)?;
         Ok(true)
     }

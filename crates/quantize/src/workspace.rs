@@ -5,7 +5,7 @@ use crate::QuantizeError;
 use crate::report::ModuleQuality;
 use crate::size::remaining_tensors;
 use billfish_formats::{
-    BiasRule, Checkpoint, Header, LinearWeight, SafetensorsWriter, Source, TensorSpec, gptq_tensors, safetensors_header,
+    BiasRule, Checkpoint, Header, LinearWeight, QUANTIZATION_FILES, SafetensorsWriter, Source, TensorSpec, gptq_tensors, safetensors_header,
 };
 use billfish_tensor::QuantMatrix;
 use serde_json::{Map, Value, json};
@@ -179,6 +179,7 @@ impl Workspace {
         }
         writer.finish()?;
         let mut config = source.config().clone();
+        config.remove("compression_config");
         config.insert("quantization_config".into(), self.config(rules));
         let files = [
             ("model.safetensors.index.json", json!({"metadata": {}, "weight_map": map}).to_string()),
@@ -187,7 +188,9 @@ impl Workspace {
         for (name, text) in files {
             std::fs::write(whole.join(name), text).map_err(io(&whole.join(name)))?;
         }
-        for name in source.file_names()?.iter().filter(|n| !n.contains(".safetensors") && *n != "config.json") {
+        // a source that is quantized has configs of its own
+        let stays = |n: &str| !n.contains(".safetensors") && n != "config.json" && !QUANTIZATION_FILES.contains(&n);
+        for name in source.file_names()?.iter().filter(|n| stays(n)) {
             if let Some(bytes) = source.file(name)? {
                 std::fs::write(whole.join(name), bytes).map_err(io(&whole.join(name)))?;
             }

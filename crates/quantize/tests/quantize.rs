@@ -6,9 +6,8 @@ use billfish_formats::{BiasRule, Checkpoint, Dynamic, LinearWeight, Target, seri
 use billfish_kernels::{Activations, Backend, Isa};
 use billfish_models::{DecoderConfig, LoadOptions, LoneLayer, embed};
 use billfish_quantize::gptq::{Hessian, Order, Search};
-use billfish_quantize::{Event, Job, Method, ModuleQuality, Outcome, QuantizeError, Recipe, divergence, quantize, synth};
-use common::{Fresh, all_logits, fresh, load};
-use std::collections::BTreeMap;
+use billfish_quantize::{Event, Job, Method, ModuleQuality, Outcome, QuantizeError, Recipe, Statistics, divergence, quantize, synth};
+use common::{Fresh, all_logits, files, fresh, load};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,6 +52,7 @@ impl Run<'_> {
             samples: self.samples,
             backend: backend(self.threads),
             resume: self.resume,
+            statistics: Statistics::Forget,
             stop: &stop,
         };
         quantize(&job, &mut |event| {
@@ -67,11 +67,6 @@ impl Run<'_> {
 
 fn run<'a>(source: &'a Checkpoint, recipe: &'a Recipe, samples: &'a [Vec<u32>]) -> Run<'a> {
     Run { source, recipe, samples, threads: 2, resume: false, stop_after: None }
-}
-
-fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
-    entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
 }
 
 #[test]
@@ -91,7 +86,16 @@ fn threads_and_breaks_change_no_byte() {
     assert!(stopped.modules.len() < whole.modules.len());
     let mut found = vec![];
     let stop = AtomicBool::new(false);
-    let job = Job { source: &source, out: &outs[2], recipe: &recipe, samples: &samples, backend: backend(2), resume: true, stop: &stop };
+    let job = Job {
+        source: &source,
+        out: &outs[2],
+        recipe: &recipe,
+        samples: &samples,
+        backend: backend(2),
+        resume: true,
+        statistics: Statistics::Forget,
+        stop: &stop,
+    };
     let resumed = quantize(&job, &mut |e| {
         if let Event::Layer { found: f, .. } = e {
             found.push(f);

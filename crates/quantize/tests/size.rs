@@ -5,7 +5,7 @@ mod common;
 use billfish_formats::{Checkpoint, Dynamic, GroupSize, ModuleShape, Target, TensorSpec, folder_sizes, module_tensors, safetensors_header};
 use billfish_kernels::{Backend, Isa};
 use billfish_quantize::gptq::{Order, Search};
-use billfish_quantize::{Job, Method, Recipe, predicted_bytes, quantize, synth};
+use billfish_quantize::{Job, Method, Recipe, Statistics, predicted_bytes, quantize, synth};
 use billfish_tensor::DType;
 use common::fresh;
 use std::path::Path;
@@ -22,7 +22,7 @@ fn weights(dir: &Path) -> (u64, usize) {
 
 fn write(source: &Checkpoint, recipe: &Recipe, out: &Path) -> u64 {
     let (stop, backend) = (AtomicBool::new(false), Arc::new(Backend::new(Isa::choose(None).unwrap(), 2).unwrap()));
-    let job = Job { source, out, recipe, samples: &[], backend, resume: false, stop: &stop };
+    let job = Job { source, out, recipe, samples: &[], backend, resume: false, statistics: Statistics::Forget, stop: &stop };
     quantize(&job, &mut |_| ()).unwrap().written.unwrap().bytes
 }
 
