@@ -13,6 +13,7 @@
 mod choice;
 mod divergence;
 mod error;
+mod estimate;
 pub mod gptq;
 mod logits;
 mod perplexity;
@@ -30,6 +31,7 @@ mod workspace;
 pub use choice::{Answer, Question, choose};
 pub use divergence::{Divergence, divergence};
 pub use error::QuantizeError;
+pub use estimate::{Estimate, estimate};
 pub use logits::{LogitsFile, eval_logits};
 pub use perplexity::{Perplexity, perplexity, surprises};
 pub use pipeline::{Event, Job, Outcome, quantize};

@@ -18,9 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Tokens that run at a time: whole sequences, as many as fit.
-const BATCH: usize = 4096;
+pub(crate) const BATCH: usize = 4096;
 /// Outputs of a module that are quantized at a time, so that memory does not grow with a vocabulary.
-const OUTPUTS: usize = 8192;
+pub(crate) const OUTPUTS: usize = 8192;
 /// The output head among the parts.
 const HEAD: &str = "lm_head";
 
@@ -183,7 +183,7 @@ fn workers<'a>(job: &'a Job<'_>) -> impl Fn(usize, &(dyn Fn(usize) + Sync)) + 'a
 }
 
 /// Refuses what cannot come to anything.
-fn check(job: &Job<'_>, linears: &[Linear]) -> Result<(), QuantizeError> {
+pub(crate) fn check(job: &Job<'_>, linears: &[Linear]) -> Result<(), QuantizeError> {
     let recipe = job.recipe;
     check_source(job)?;
     let settings = |l: &Linear| recipe.settings(&l.name);
@@ -199,6 +199,10 @@ fn check(job: &Job<'_>, linears: &[Linear]) -> Result<(), QuantizeError> {
     }
     if job.samples.is_empty() && matches!(job.statistics, Statistics::Save(_)) {
         return Err(QuantizeError::setting("calibration", "a text to take statistics of", "none", "name one"));
+    }
+    if !job.observes() && recipe.sequential == Sequential::Dense {
+        let found = "no calibration text";
+        return Err(QuantizeError::setting("sequential", "a text that modules see", found, "name one, or leave the option out"));
     }
     if !job.observes() && recipe.method != crate::Method::Rtn {
         let found = "no calibration text";
