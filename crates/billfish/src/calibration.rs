@@ -255,6 +255,10 @@ impl Reader<'_> {
         if messages.is_empty() {
             return Ok(vec![]);
         }
+        // a template may pass over what has no role
+        if let Some(odd) = messages.iter().find(|m| !m["role"].is_string()) {
+            return Err(wrong(place, "messages that are objects with a `role`", shown(odd), "mend the line or take it out"));
+        }
         let mut extra = Map::new();
         extra.extend(tools.map(|tools| ("tools".to_string(), tools.clone())));
         let remedy = "see the template's own words, and mend the line or take it out";

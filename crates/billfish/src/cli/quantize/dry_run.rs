@@ -1,19 +1,20 @@
 //! `billfish quantize --dry-run`: what it would take.
 
 use anyhow::Result;
-use billfish::machine::peak_memory;
+use billfish::machine::{peak_memory, resident_memory};
 use billfish_quantize::{Estimate, Job, estimate};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 
 pub fn run(job: &Job<'_>, as_json: bool) -> Result<()> {
-    // what the program, the tokenizer and the text have taken already
-    let now = peak_memory();
+    // reading a text takes more than is left of it
+    let (now, before) = (resident_memory(), peak_memory().unwrap_or(0));
     let mut e = estimate(job)?;
-    e.memory.extend(now.map(|bytes| ("the program and the text", bytes)));
+    e.memory.extend(now.map(|bytes| ("the program and the text, as they are now", bytes)));
+    let peak = e.peak_memory().max(before);
     let mut out = std::io::stdout().lock();
     if as_json {
-        writeln!(out, "{}", report(job, &e))?;
+        writeln!(out, "{}", report(job, &e, peak))?;
         return Ok(());
     }
     let mb = |bytes: u64| bytes as f64 / 1e6;
@@ -30,9 +31,12 @@ pub fn run(job: &Job<'_>, as_json: bool) -> Result<()> {
     if let Some(bytes) = e.statistics {
         writeln!(out, "statistics: {:.1} MB", mb(bytes))?;
     }
-    writeln!(out, "memory, estimated: {:.0} MB at most", mb(e.peak_memory()))?;
+    writeln!(out, "memory, estimated: {:.0} MB at most", mb(peak))?;
     for (part, bytes) in &e.memory {
         writeln!(out, "  {:>10.1} MB  {part}", mb(*bytes))?;
+    }
+    if before == peak {
+        writeln!(out, "  the text took {:.1} MB while it was read, more than all that", mb(before))?;
     }
     writeln!(out, "time, estimated from short measurements on this machine: {:.0} s", e.total_seconds())?;
     for (part, seconds) in &e.seconds {
@@ -42,7 +46,7 @@ pub fn run(job: &Job<'_>, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-fn report(job: &Job<'_>, e: &Estimate) -> Value {
+fn report(job: &Job<'_>, e: &Estimate, peak: u64) -> Value {
     let seconds: Map<String, Value> = e.seconds.iter().map(|(part, s)| ((*part).into(), json!(s))).collect();
     let memory: Map<String, Value> = e.memory.iter().map(|(part, b)| ((*part).into(), json!(b))).collect();
     let modules = e.bytes.modules.iter().map(|(l, s, bytes)| {
@@ -55,7 +59,7 @@ fn report(job: &Job<'_>, e: &Estimate) -> Value {
         "file_bytes": e.bytes.total.files,
         "files": e.bytes.total.shards,
         "statistics_bytes": e.statistics,
-        "estimated_memory": e.peak_memory(),
+        "estimated_memory": peak,
         "estimated_memory_parts": memory,
         "estimated_seconds": e.total_seconds(),
         "estimated_seconds_parts": seconds,
