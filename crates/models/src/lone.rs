@@ -8,10 +8,14 @@ use crate::plan::{self, EMBEDDING, ExpertsPlan, FINAL_NORM, FeedForwardPlan, Gat
 use crate::{DecoderConfig, Linear, ModelError};
 use billfish_formats::Checkpoint;
 use billfish_kernels::{Backend, Input, KvLayer, Product, Weight};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Takes the number of a group and rows that the modules of this group see, `[rows, K]`.
 pub type Look<'a> = &'a mut dyn FnMut(usize, &[f32]);
+
+/// Steps of a pass through a layer.
+const STEPS: usize = 4;
 
 /// One layer. It runs whole sequences from their beginning.
 pub struct LoneLayer {
@@ -49,7 +53,25 @@ impl LoneLayer {
         backend: Arc<Backend>,
         options: LoadOptions,
     ) -> Result<Self, ModelError> {
-        let layer = crate::load::layer(checkpoint, config, index, backend.pool())?;
+        Self::load_without(checkpoint, config, index, backend, options, &|_| false)
+    }
+
+    /// Reads layer `index` without those of its [`replaceable`] modules that are `absent`. Others must be put in their places
+    /// before a pass comes to them.
+    ///
+    /// # Errors
+    /// As [`LoneLayer::load`].
+    pub fn load_without(
+        checkpoint: &Checkpoint,
+        config: &DecoderConfig,
+        index: usize,
+        backend: Arc<Backend>,
+        options: LoadOptions,
+        absent: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, ModelError> {
+        let can_be: BTreeSet<String> = replaceable(checkpoint, config, index).into_iter().flatten().flatten().map(|l| l.name).collect();
+        let absent = |module: &str| can_be.contains(module) && absent(module);
+        let layer = crate::load::layer(checkpoint, config, index, backend.pool(), &absent)?;
         let plan = plan::layer(config, checkpoint, index);
         Ok(Self { layer, plan, config: config.clone(), index, backend, options, scratch: Scratch::default() })
     }
@@ -57,37 +79,13 @@ impl LoneLayer {
     /// Steps of a pass through the layer, in each of which some linear modules see their inputs: query, key and value; the
     /// output; gate and up; down.
     pub fn steps(&self) -> usize {
-        4
+        STEPS
     }
 
     /// The modules of a step by group; those of a group see the same rows. With experts, each is a group of its own, and
     /// the shared one is the last.
     pub fn groups(&self, step: usize) -> Vec<Vec<Linear>> {
-        let p = &self.plan;
-        let halves = |parts: &[Linear; 3]| {
-            let [gate, up, down] = parts.clone();
-            if step == 2 { vec![gate, up] } else { vec![down] }
-        };
-        match (step, &p.feed_forward) {
-            (0, _) => vec![vec![p.query.clone(), p.key.clone(), p.value.clone()]],
-            (1, _) => vec![vec![p.output.clone()]],
-            (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Separate(both), .. }) => vec![both.to_vec()],
-            (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Fused(one), .. }) => vec![vec![one.clone()]],
-            (_, FeedForwardPlan::Mlp { down, .. }) => vec![vec![down.clone()]],
-            (_, FeedForwardPlan::Moe(moe)) => {
-                let each = match &moe.experts {
-                    ExpertsPlan::Each(list) => list.iter().map(halves).collect(),
-                    // one tensor for all: nothing of it can be replaced alone
-                    ExpertsPlan::Stacked { .. } => vec![vec![]; self.config.moe.as_ref().map_or(0, |m| m.routing.experts)],
-                };
-                each.into_iter().chain(moe.shared.iter().map(halves)).collect()
-            }
-        }
-    }
-
-    /// Whether the experts of the layer stand in tensors of all experts.
-    pub fn has_stacked_experts(&self) -> bool {
-        matches!(&self.plan.feed_forward, FeedForwardPlan::Moe(moe) if matches!(moe.experts, ExpertsPlan::Stacked { .. }))
+        groups(&self.plan, &self.config, step)
     }
 
     /// Uses another weight for a module from now on.
@@ -173,6 +171,22 @@ impl LoneLayer {
     /// # Panics
     /// If there are not as many rows as the lengths say.
     pub fn observe(&mut self, rows: &[f32], lengths: &[usize], step: usize, all_experts: bool, look: Look<'_>) {
+        self.observe_groups(rows, lengths, step, all_experts, &|_| true, look);
+    }
+
+    /// The same for some groups only. What only the others would see is not computed.
+    ///
+    /// # Panics
+    /// If there are not as many rows as the lengths say.
+    pub fn observe_groups(
+        &mut self,
+        rows: &[f32],
+        lengths: &[usize],
+        step: usize,
+        all_experts: bool,
+        wanted: &dyn Fn(usize) -> bool,
+        look: Look<'_>,
+    ) {
         let mut sequences = self.begin(rows, lengths);
         let m = lengths.iter().sum();
         let pass = Pass { config: &self.config, backend: &self.backend, activations: self.options.activations, m };
@@ -205,7 +219,7 @@ impl LoneLayer {
                 let choices = s.moe.choices();
                 let count = moe.config.routing.experts;
                 let shared = moe.shared.as_ref().map(|s| &s.expert);
-                for (e, expert) in moe.experts.list().iter().chain(shared).enumerate() {
+                for (e, expert) in moe.experts.list().iter().chain(shared).enumerate().filter(|(e, _)| wanted(*e)) {
                     let goes = |token: usize| {
                         let of = &choices[token * moe.config.routing.top_k..(token + 1) * moe.config.routing.top_k];
                         e >= count || all_experts || of.iter().any(|c| c.expert as usize == e)
@@ -230,6 +244,34 @@ impl LoneLayer {
     }
 }
 
+/// The modules of layer `index` that a quantizer may replace, by step and group as [`LoneLayer`] has them. No tensor is read.
+pub fn replaceable(checkpoint: &Checkpoint, config: &DecoderConfig, index: usize) -> Vec<Vec<Vec<Linear>>> {
+    let plan = plan::layer(config, checkpoint, index);
+    (0..STEPS).map(|step| groups(&plan, config, step)).collect()
+}
+
+fn groups(p: &LayerPlan, config: &DecoderConfig, step: usize) -> Vec<Vec<Linear>> {
+    let halves = |parts: &[Linear; 3]| {
+        let [gate, up, down] = parts.clone();
+        if step == 2 { vec![gate, up] } else { vec![down] }
+    };
+    match (step, &p.feed_forward) {
+        (0, _) => vec![vec![p.query.clone(), p.key.clone(), p.value.clone()]],
+        (1, _) => vec![vec![p.output.clone()]],
+        (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Separate(both), .. }) => vec![both.to_vec()],
+        (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Fused(one), .. }) => vec![vec![one.clone()]],
+        (_, FeedForwardPlan::Mlp { down, .. }) => vec![vec![down.clone()]],
+        (_, FeedForwardPlan::Moe(moe)) => {
+            let each = match &moe.experts {
+                ExpertsPlan::Each(list) => list.iter().map(halves).collect(),
+                // one tensor for all: nothing of it can be replaced alone
+                ExpertsPlan::Stacked { .. } => vec![vec![]; config.moe.as_ref().map_or(0, |m| m.routing.experts)],
+            };
+            each.into_iter().chain(moe.shared.iter().map(halves)).collect()
+        }
+    }
+}
+
 /// The rows that an input stands for.
 fn gated_rows(backend: &Backend, x: Input<'_>, m: usize, width: usize) -> Vec<f32> {
     let Input::Gated { gate, up, stride } = x else { return vec![] };
@@ -246,13 +288,16 @@ fn gated_rows(backend: &Backend, x: Input<'_>, m: usize, width: usize) -> Vec<f3
 /// [`ModelError::Token`] for an id outside the vocabulary, and what reading gives.
 pub fn embed(checkpoint: &Checkpoint, config: &DecoderConfig, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
     let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
-    let table = checkpoint.dense(&format!("{EMBEDDING}.weight"), &[vocabulary, hidden])?;
+    // only the rows that are asked for: a vocabulary may be larger than all else that is in memory
+    let table = checkpoint.dense_rows(&format!("{EMBEDDING}.weight"), [vocabulary, hidden])?;
     let mut rows = vec![0.0; tokens.len() * hidden];
+    let mut stored = vec![0; hidden * table.dtype().size()];
     for (position, (&token, row)) in tokens.iter().zip(rows.chunks_exact_mut(hidden)).enumerate() {
         if token as usize >= vocabulary {
             return Err(ModelError::Token { token, position, vocabulary });
         }
-        table.read_f32(token as usize * hidden, row);
+        table.read(token as usize, &mut stored)?;
+        table.dtype().read_f32(&stored, row);
     }
     Ok(rows)
 }

@@ -1,27 +1,29 @@
 //! From a dense folder to a quantized one: layer after layer, each seeing what the quantized layers before it give.
 
+use crate::finite::check_finite;
 use crate::gptq::{Hessian, Prepared, Settings, Solution};
-use crate::report::{ModuleQuality, Times, errors};
+use crate::hidden::{Hidden, batches};
+use crate::report::{Errors, ModuleQuality, Times, errors};
+use crate::room::Room;
 use crate::workspace::{Tensors, Workspace, sha256};
 use crate::{QuantizeError, Recipe};
 use billfish_formats::{BiasRule, Checkpoint, Converted, LinearWeight, convert};
 use billfish_kernels::{Backend, PackedMatrix, Weight};
-use billfish_models::{DecoderConfig, Linear, LoadOptions, LoneLayer};
+use billfish_models::{DecoderConfig, EMBEDDING, Linear, LoadOptions, LoneLayer};
 use billfish_tensor::{Codes, Groups, QuantMatrix, ScaleValues, Zeros};
 use half::f16;
 use serde_json::{Map, Value, json};
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Tokens that run at a time: whole sequences, as many as fit.
-const BATCH: usize = 4096;
 /// Outputs of a module that are quantized at a time, so that memory does not grow with a vocabulary.
-const OUTPUTS: usize = 8192;
+pub(crate) const OUTPUTS: usize = 8192;
 /// The output head among the parts.
-const HEAD: &str = "lm_head";
+pub(crate) const HEAD: &str = "lm_head";
+/// The rows that go into the first layer among the parts.
+const EMBEDDED: &str = "embedded";
 
 /// What is to be done.
 pub struct Job<'a> {
@@ -37,6 +39,8 @@ pub struct Job<'a> {
     pub backend: Arc<Backend>,
     /// Go on with work that was broken off.
     pub resume: bool,
+    /// Bytes of memory that it may take; what does not fit is kept on disk or done one after another, with the same result.
+    pub memory: Option<u64>,
     /// Set by another thread to end after the current layer.
     pub stop: &'a AtomicBool,
 }
@@ -52,6 +56,10 @@ pub enum Event<'a> {
         layers: usize,
         /// Whether it was done before a break.
         found: bool,
+        /// Modules that are done.
+        done: usize,
+        /// Modules that are to be quantized in all.
+        modules: usize,
     },
     /// A module was quantized and read back.
     Module(&'a ModuleQuality),
@@ -78,31 +86,33 @@ pub struct Outcome {
 pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, QuantizeError> {
     billfish_formats::check_free(job.out)?;
     let config = DecoderConfig::from_json(&format!("{}/config.json", job.source.name()), job.source.config())?;
+    let unstacked = config.unstacked(job.source)?;
+    let job = &Job { source: unstacked.as_ref().unwrap_or(job.source), backend: Arc::clone(&job.backend), ..*job };
     let all = config.linears(job.source);
     check(job, &all)?;
+    let room = Room::of(job, &config)?;
+    let chosen = |l: &&Linear| matches!(job.recipe.settings(&l.name), Ok(Some(_)));
     let planar = all.iter().any(|l| matches!(job.recipe.settings(&l.name), Ok(Some(s)) if matches!(s.grid.bits, 5..=7)));
-    let workspace = Workspace::open(job.out, &settings(job)?, planar, job.resume)?;
-    let mut work = Work { job, config: &config, workspace: &workspace, rules: Map::new(), modules: vec![], times: Times::default() };
-    let lengths: Vec<usize> = job.samples.iter().map(Vec::len).collect();
-    let mut hidden: Option<Vec<f32>> = None;
+    let parts = (0..config.layers).map(|i| billfish_models::replaceable(job.source, &config, i).concat().concat());
+    let count = parts.map(|l| l.iter().filter(chosen).count()).sum::<usize>() + usize::from(job.recipe.lm_head);
+    let (workspace, begun) = Workspace::open(job.out, &settings(job)?, planar, job.resume)?;
+    if !begun {
+        check_finite(job.source, &workers(job))?;
+    }
+    let mut work = Work { job, config: &config, workspace: &workspace, room, rules: Map::new(), modules: vec![], times: Times::default() };
+    let mut hidden: Option<Hidden> = None;
     let mut parts: Vec<String> = vec![];
     for index in 0..config.layers {
         let part = format!("layer-{index:05}");
-        let found = workspace.finished(&part);
-        event(Event::Layer { index, layers: config.layers, found: found.is_some() });
+        let found = workspace.finished(&part)?;
+        event(Event::Layer { index, layers: config.layers, found: found.is_some(), done: work.modules.len(), modules: count });
         match found {
-            Some(report) => {
-                for quality in serde_json::from_value::<Vec<ModuleQuality>>(report).unwrap_or_default() {
-                    work.account(quality);
-                }
-            }
+            Some(report) => work.found(&part, report)?,
             None => {
                 let mut rows = rows_after(hidden.take(), &parts, &work)?;
-                work.layer(index, &part, &mut rows, &lengths, event)?;
-                if let Some(before) = parts.last() {
-                    workspace.forget_rows(before)?;
-                }
-                hidden = Some(rows);
+                work.layer(index, &part, rows.as_mut(), event)?;
+                workspace.forget_rows(parts.last().map_or(EMBEDDED, String::as_str))?;
+                hidden = rows;
             }
         }
         parts.push(part);
@@ -112,24 +122,27 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
     }
     if job.recipe.lm_head {
         let rows = rows_after(hidden.take(), &parts, &work)?;
-        if work.head(&rows, event)? {
+        if work.head(rows.as_ref(), event)? {
             parts.push(HEAD.into());
         }
     }
     event(Event::Writing);
     let begin = Instant::now();
     let whole = workspace.assemble(job.source, &parts, &work.rules)?;
-    let written = convert(&whole, job.out, job.recipe.target, false, &mut |_, _| ())?;
+    let made = workspace.made()?;
+    let written = convert(&whole, &made, job.recipe.target, false, &mut |_, _| ())?;
     // what was written is what was meant, to the last weight
-    let certificate = billfish_formats::verify(&whole, &Checkpoint::open(job.out)?, &workers(job), &mut |_, _| ())?;
+    let certificate = billfish_formats::verify(&whole, &Checkpoint::open(&made)?, &workers(job), &mut |_, _| ())?;
     if !certificate.equal() {
+        let differing = certificate.differences.first().map_or("others".into(), |d| format!("others in {}", d.tensor));
         return Err(QuantizeError::Output {
-            path: job.out.display().to_string(),
+            path: made.display().to_string(),
             expected: "the weights that were chosen".into(),
-            found: "others".into(),
+            found: differing,
             remedy: "the disk may be failing; write to another one".into(),
         });
     }
+    workspace.publish(job.out)?;
     work.times.files += begin.elapsed();
     let Work { modules, times, .. } = work;
     workspace.remove()?;
@@ -137,15 +150,17 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
 }
 
 /// The rows that came out of the last of the finished parts: those at hand, those that were kept, or what the embedding
-/// makes of the samples, one after another.
-fn rows_after(at_hand: Option<Vec<f32>>, parts: &[String], work: &Work<'_>) -> Result<Vec<f32>, QuantizeError> {
-    let job = work.job;
-    match (at_hand, parts.last()) {
-        (Some(rows), _) => Ok(rows),
-        (None, Some(part)) => work.workspace.rows(part),
-        (None, None) if job.samples.is_empty() => Ok(vec![]),
-        (None, None) => Ok(billfish_models::embed(job.source, work.config, &job.samples.concat())?),
+/// makes of the samples. None if there are no samples.
+fn rows_after(at_hand: Option<Hidden>, parts: &[String], work: &Work<'_>) -> Result<Option<Hidden>, QuantizeError> {
+    let (job, held) = (work.job, work.room.held);
+    if at_hand.is_some() || job.samples.is_empty() {
+        return Ok(at_hand);
     }
+    let rows = match parts.last() {
+        Some(part) => Hidden::kept(work.workspace, part, work.config.hidden_size, held),
+        None => Hidden::embedded(job.source, work.config, job.samples, (work.workspace, EMBEDDED), held),
+    };
+    rows.map(Some)
 }
 
 /// Hashing and comparing on the threads of the job.
@@ -211,6 +226,7 @@ struct Work<'a> {
     job: &'a Job<'a>,
     config: &'a DecoderConfig,
     workspace: &'a Workspace,
+    room: Room,
     /// What the config says of each module.
     rules: Map<String, Value>,
     modules: Vec<ModuleQuality>,
@@ -241,60 +257,84 @@ impl Work<'_> {
         self.modules.push(quality);
     }
 
+    /// Remembers what a part that was finished before reported.
+    fn found(&mut self, part: &str, report: Value) -> Result<(), QuantizeError> {
+        let modules = serde_json::from_value::<Vec<ModuleQuality>>(report);
+        let modules = modules.map_err(|e| self.workspace.damaged(part, "a report of modules", e.to_string()))?;
+        modules.into_iter().for_each(|quality| self.account(quality));
+        Ok(())
+    }
+
     /// Quantizes a layer, keeps it, and replaces `rows` by what comes out of it.
-    fn layer(&mut self, index: usize, part: &str, rows: &mut [f32], lengths: &[usize], event: Events<'_>) -> Result<(), QuantizeError> {
+    fn layer(&mut self, index: usize, part: &str, mut rows: Option<&mut Hidden>, event: Events<'_>) -> Result<(), QuantizeError> {
         let begin = Instant::now();
-        let backend = Arc::clone(&self.job.backend);
-        let mut layer = LoneLayer::load(self.job.source, self.config, index, Arc::clone(&backend), LoadOptions::default())?;
+        let (job, lengths) = (self.job, self.lengths());
+        // what is quantized runs only when it is
+        let absent = |module: &str| matches!(job.recipe.settings(module), Ok(Some(_)));
+        let backend = Arc::clone(&job.backend);
+        let mut layer = LoneLayer::load_without(job.source, self.config, index, backend, LoadOptions::default(), &absent)?;
         self.times.files += begin.elapsed();
-        if layer.has_stacked_experts() {
-            let (expected, found) = ("experts one by one", format!("experts of layer {index} in one tensor"));
-            return Err(QuantizeError::setting("model", expected, found, "save the model with a tensor for each expert"));
-        }
         let first = self.modules.len();
         let mut kept = vec![];
         for step in 0..layer.steps() {
-            let mut shared = vec![];
+            let mut waiting: Vec<(usize, Vec<(Linear, Settings)>)> = vec![];
             for (group, modules) in layer.groups(step).into_iter().enumerate() {
-                let size = modules.first().map_or(0, |l| l.in_features);
-                let members = modules.into_iter().map(|l| Ok((self.job.recipe.settings(&l.name)?, l)));
+                let members = modules.into_iter().map(|l| Ok((job.recipe.settings(&l.name)?, l)));
                 let members: Vec<_> = members.collect::<Result<Vec<_>, QuantizeError>>()?;
                 let members: Vec<_> = members.into_iter().filter_map(|(s, l)| s.map(|s| (l, s))).collect();
                 if !members.is_empty() {
-                    shared.push(Shared { group, members, hessian: Hessian::new(size) });
+                    waiting.push((group, members));
                 }
             }
-            if shared.is_empty() {
-                continue;
-            }
-            if !rows.is_empty() {
-                self.observe(&mut layer, step, rows, lengths, &mut shared);
-            }
-            for s in shared {
-                for Done { module, matrix, tensors } in self.modules_of(&s, event)? {
-                    let packed = PackedMatrix::new(&matrix).map_err(|e| QuantizeError::setting(&module, "sizes", e.to_string(), ""))?;
-                    layer.replace(&module, Weight::Quantized(packed));
-                    kept.extend(tensors);
+            // no module of a step sees what another one of it gives, so any number of them can be looked at together
+            while !waiting.is_empty() {
+                let now = self.room.groups(waiting.iter().map(|(_, members)| members[0].0.in_features));
+                let hessian = |members: &[(Linear, Settings)]| Hessian::new(members[0].0.in_features);
+                let mut shared: Vec<Shared> =
+                    waiting.drain(..now).map(|(group, members)| Shared { group, hessian: hessian(&members), members }).collect();
+                if let Some(rows) = &rows {
+                    self.observe(&mut layer, step, rows, &lengths, &mut shared)?;
+                }
+                for s in shared {
+                    for Done { module, matrix, tensors } in self.modules_of(s, event)? {
+                        let packed = PackedMatrix::new(&matrix).map_err(|e| QuantizeError::setting(&module, "sizes", e.to_string(), ""))?;
+                        layer.replace(&module, Weight::Quantized(packed));
+                        kept.extend(tensors);
+                    }
                 }
             }
         }
         let begin = Instant::now();
-        let hidden = self.config.hidden_size;
-        for (sequences, tokens) in batches(lengths) {
-            layer.run(&mut rows[tokens.start * hidden..tokens.end * hidden], &lengths[sequences]);
-        }
+        let hash = match &mut rows {
+            Some(rows) => Some(rows.advance(&lengths, self.workspace, part, &mut |rows, lengths| layer.run(rows, lengths))?),
+            None => None,
+        };
         self.times.forward += begin.elapsed();
-        self.keep(part, &kept, rows, first)
+        self.keep(part, &kept, hash, first)
+    }
+
+    /// Tokens of each sequence.
+    fn lengths(&self) -> Vec<usize> {
+        self.job.samples.iter().map(Vec::len).collect()
     }
 
     /// Sums up what the groups of a step see.
-    fn observe(&mut self, layer: &mut LoneLayer, step: usize, rows: &[f32], lengths: &[usize], shared: &mut [Shared]) {
+    fn observe(
+        &mut self,
+        layer: &mut LoneLayer,
+        step: usize,
+        rows: &Hidden,
+        lengths: &[usize],
+        shared: &mut [Shared],
+    ) -> Result<(), QuantizeError> {
         let begin = Instant::now();
         let mut summing = std::time::Duration::ZERO;
-        let (backend, hidden) = (&self.job.backend, self.config.hidden_size);
+        let backend = &self.job.backend;
+        let groups: Vec<usize> = shared.iter().map(|s| s.group).collect();
+        let wanted = |group: usize| groups.contains(&group);
         for (sequences, tokens) in batches(lengths) {
-            let rows = &rows[tokens.start * hidden..tokens.end * hidden];
-            layer.observe(rows, &lengths[sequences], step, self.job.recipe.all_experts, &mut |group, inputs| {
+            let rows = rows.read(&tokens)?;
+            layer.observe_groups(&rows, &lengths[sequences], step, self.job.recipe.all_experts, &wanted, &mut |group, inputs| {
                 let begin = Instant::now();
                 if let Some(s) = shared.iter_mut().find(|s| s.group == group) {
                     s.hessian.add(backend, inputs);
@@ -304,20 +344,19 @@ impl Work<'_> {
         }
         self.times.hessian += summing;
         self.times.forward += begin.elapsed().saturating_sub(summing);
+        Ok(())
     }
 
     /// Quantizes the modules of one input.
-    fn modules_of(&mut self, shared: &Shared, event: Events<'_>) -> Result<Vec<Done>, QuantizeError> {
+    fn modules_of(&mut self, mut shared: Shared, event: Events<'_>) -> Result<Vec<Done>, QuantizeError> {
         let backend = &*self.job.backend;
-        let order: Vec<usize> = (0..shared.hessian.size()).collect();
-        let h = shared.hessian.ordered(&order);
         let mut prepared: Option<(Settings, Prepared)> = None;
         let mut out = vec![];
-        for (linear, settings) in &shared.members {
+        for (linear, settings) in std::mem::take(&mut shared.members) {
             let few = shared.hessian.rows() < self.job.recipe.fallback_rows && !self.job.samples.is_empty();
-            let settings = if few { Settings { propagate: false, sweeps: 0, ..*settings } } else { *settings };
+            let settings = if few { Settings { propagate: false, sweeps: 0, ..settings } } else { settings };
             let begin = Instant::now();
-            let (weight, bias) = self.weight(linear)?;
+            let (weight, bias) = self.weight(&linear)?;
             self.times.files += begin.elapsed();
             let begin = Instant::now();
             let alike =
@@ -326,11 +365,15 @@ impl Work<'_> {
                 Some(ready) => prepared.insert(ready),
                 None => prepared.insert((settings, Prepared::new(backend, &shared.hessian, &settings))),
             };
+            self.times.factor += begin.elapsed();
+            let begin = Instant::now();
             let parts = weight.chunks(OUTPUTS * linear.in_features).map(|w| ready.solve(backend, w, &settings));
             let solution = Solution::joined(parts.collect(), linear.in_features);
-            let matrix = matrix(linear, &settings, &solution, bias)?;
+            let matrix = matrix(&linear, &settings, &solution, bias)?;
             self.times.solve += begin.elapsed();
-            let (quality, tensors) = self.quality(linear, &settings, &solution, shared, (&weight, &h), &matrix, few)?;
+            let begin = Instant::now();
+            let (quality, tensors) = self.quality(&linear, &settings, &solution, &mut shared.hessian, &weight, &matrix, few)?;
+            self.times.files += begin.elapsed();
             event(Event::Module(&quality));
             self.account(quality);
             out.push(Done { module: linear.name.clone(), matrix, tensors });
@@ -341,27 +384,29 @@ impl Work<'_> {
     /// The weight of a dense module, `[N, K]`, and its bias.
     fn weight(&self, l: &Linear) -> Result<(Vec<f32>, Option<Vec<f32>>), QuantizeError> {
         let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
-        let (weight, bias) = match self.job.source.linear(&l.name, l.in_features, l.out_features, rule)? {
-            LinearWeight::Dense { weight, bias } => (weight.to_f32(), bias),
-            LinearWeight::Quantized(_) => (vec![], None),
-        };
-        if let Some(at) = weight.iter().position(|v| !v.is_finite()) {
-            let found = format!("{} at [{}, {}]", weight[at], at / l.in_features, at % l.in_features);
-            return Err(QuantizeError::setting(&l.name, "finite weights", found, "the folder is damaged; get it again"));
+        // a tied head is the embedding, whatever stands under its own name
+        if l.name == HEAD && self.config.tie_word_embeddings {
+            let table = self.job.source.dense(&format!("{EMBEDDING}.weight"), &[l.out_features, l.in_features])?;
+            return Ok((table.to_f32(), None));
         }
-        Ok((weight, bias))
+        match self.job.source.linear(&l.name, l.in_features, l.out_features, rule)? {
+            LinearWeight::Dense { weight, bias } => Ok((weight.to_f32(), bias)),
+            LinearWeight::Quantized(_) => {
+                Err(QuantizeError::setting(&l.name, "a dense module", "a quantized one", "the folder changed; begin anew"))
+            }
+        }
     }
 
-    /// Makes the tensors of a module, reads it back from them as the loader reads it from a file, and measures that. `seen`
-    /// are its weight, `[N, K]`, and the mean outer product of its input rows, `[K, K]`.
+    /// Makes the tensors of a module, reads it back from them as the loader reads it from a file, and measures that
+    /// against `weight`, `[N, K]`.
     #[allow(clippy::too_many_arguments)] // all that is known of one module
     fn quality(
         &self,
         linear: &Linear,
         settings: &Settings,
         solution: &Solution,
-        shared: &Shared,
-        seen: (&[f32], &[f64]),
+        hessian: &mut Hessian,
+        weight: &[f32],
         matrix: &QuantMatrix,
         few: bool,
     ) -> Result<(ModuleQuality, Tensors), QuantizeError> {
@@ -378,46 +423,51 @@ impl Work<'_> {
             bytes: 0,
             weight_error: 0.0,
             output_error: 0.0,
+            group_errors: vec![],
             worst: vec![],
-            rows: shared.hessian.rows(),
-            dropped_rows: shared.hessian.dropped(),
+            rows: hessian.rows(),
+            dropped_rows: hessian.dropped(),
             damp: solution.damp,
             fallback: None,
+            notes: notes(hessian, settings, solution),
         };
         quality.fallback = match (few, solution.fallback) {
-            (true, _) => Some(format!("{} rows were seen, fewer than {}", shared.hessian.rows(), self.job.recipe.fallback_rows)),
+            (true, _) => Some(format!("{} rows were seen, fewer than {}", hessian.rows(), self.job.recipe.fallback_rows)),
             (false, true) => Some("the Hessian is not positive definite with any damping".into()),
             _ => None,
         };
         let tensors = self.workspace.tensors(&linear.name, matrix)?;
         quality.bytes = tensors.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         let stored = self.workspace.read_back(&tensors, &quality)?;
-        (quality.weight_error, quality.output_error, quality.worst) = errors(&self.job.backend, &stored, seen.0, seen.1);
+        let Errors { weight, output, groups, worst } = errors(&self.job.backend, &stored, weight, hessian.whole());
+        (quality.weight_error, quality.output_error, quality.group_errors, quality.worst) = (weight, output, groups, worst);
         Ok((quality, tensors))
     }
 
     /// The output head, which sees what the last norm gives. Returns whether it was quantized: a rule may leave it dense.
-    fn head(&mut self, rows: &[f32], event: Events<'_>) -> Result<bool, QuantizeError> {
+    fn head(&mut self, rows: Option<&Hidden>, event: Events<'_>) -> Result<bool, QuantizeError> {
         let first = self.modules.len();
-        if let Some(report) = self.workspace.finished(HEAD) {
-            serde_json::from_value::<Vec<ModuleQuality>>(report).unwrap_or_default().into_iter().for_each(|q| self.account(q));
+        if let Some(report) = self.workspace.finished(HEAD)? {
+            self.found(HEAD, report)?;
             return Ok(true);
         }
         let linear = Linear { name: HEAD.into(), in_features: self.config.hidden_size, out_features: self.config.vocab_size, bias: false };
         let Some(settings) = self.job.recipe.settings(HEAD)? else { return Ok(false) };
         let mut shared = Shared { group: 0, members: vec![(linear, settings)], hessian: Hessian::new(self.config.hidden_size) };
         let begin = Instant::now();
-        for rows in rows.chunks(BATCH * self.config.hidden_size) {
-            let normed = billfish_models::final_norm(self.job.source, self.config, &self.job.backend, rows)?;
+        for (_, tokens) in batches(&self.lengths()) {
+            let Some(rows) = rows else { break };
+            let normed = billfish_models::final_norm(self.job.source, self.config, &self.job.backend, &rows.read(&tokens)?)?;
             shared.hessian.add(&self.job.backend, &normed);
         }
         self.times.hessian += begin.elapsed();
-        let kept: Tensors = self.modules_of(&shared, event)?.into_iter().flat_map(|done| done.tensors).collect();
-        self.keep(HEAD, &kept, &[], first)?;
+        let kept: Tensors = self.modules_of(shared, event)?.into_iter().flat_map(|done| done.tensors).collect();
+        self.keep(HEAD, &kept, None, first)?;
         Ok(true)
     }
 
-    fn keep(&mut self, part: &str, kept: &Tensors, rows: &[f32], first: usize) -> Result<(), QuantizeError> {
+    /// Keeps a finished part; `rows` is the hash of the rows that came out of it.
+    fn keep(&mut self, part: &str, kept: &Tensors, rows: Option<String>, first: usize) -> Result<(), QuantizeError> {
         let begin = Instant::now();
         let report = serde_json::to_value(&self.modules[first..]).unwrap_or_default();
         self.workspace.keep(part, kept, rows, &report)?;
@@ -426,22 +476,23 @@ impl Work<'_> {
     }
 }
 
-type Events<'a> = &'a mut dyn FnMut(Event<'_>);
-
-/// Whole sequences of about [`BATCH`] tokens at a time: which sequences, and which of all tokens.
-fn batches(lengths: &[usize]) -> Vec<(Range<usize>, Range<usize>)> {
-    let mut out: Vec<(Range<usize>, Range<usize>)> = vec![];
-    let mut token = 0;
-    for (i, len) in lengths.iter().enumerate() {
-        let end = token + len;
-        match out.last_mut().filter(|(_, tokens)| end - tokens.start <= BATCH) {
-            Some((sequences, tokens)) => (sequences.end, tokens.end) = (i + 1, end),
-            None => out.push((i..i + 1, token..end)),
-        }
-        token = end;
+/// What was out of the ordinary about a module's Hessian.
+fn notes(hessian: &Hessian, settings: &Settings, solution: &Solution) -> Vec<String> {
+    let (rows, inputs) = (hessian.rows(), hessian.size());
+    let mut notes = vec![];
+    if hessian.dropped() > 0 {
+        notes.push(format!("{} input rows were left out, because they held numbers that are not finite", hessian.dropped()));
     }
-    out
+    if settings.propagate && rows > 0 && rows < inputs as u64 && !solution.fallback {
+        notes.push(format!("{rows} rows were seen for {inputs} inputs, so only the damping makes its Hessian regular"));
+    }
+    if solution.damp > settings.damp {
+        notes.push(format!("a damping of {:.2} was needed instead of {}", solution.damp, settings.damp));
+    }
+    notes
 }
+
+type Events<'a> = &'a mut dyn FnMut(Event<'_>);
 
 /// A solution as the type that every other part of the program knows, with the bias that later modules are to see.
 fn matrix(l: &Linear, settings: &Settings, s: &Solution, bias: Option<Vec<f32>>) -> Result<QuantMatrix, QuantizeError> {
