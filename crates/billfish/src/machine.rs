@@ -52,6 +52,11 @@ fn kilobytes(text: &str, key: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// Bytes of memory that programs may still take, where the system tells.
+pub fn free_memory() -> Option<u64> {
+    kilobytes(&read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+}
+
 /// Largest resident size of this process since it began or since [`reset_peak_memory`], in bytes, where the system tells.
 pub fn peak_memory() -> Option<u64> {
     kilobytes(&read_to_string("/proc/self/status").ok()?, "VmHWM:")

@@ -37,6 +37,6 @@ pub use error::ModelError;
 pub use head::HeadRounding;
 pub use load::{LoadOptions, ModuleUse, Progress};
 pub use lone::{LoneLayer, embed, final_norm, replaceable};
-pub use plan::{Comparison, Linear};
+pub use plan::{Comparison, EMBEDDING, Linear, is_computed};
 pub use rope::Rope;
 pub use routed::MoeConfig;

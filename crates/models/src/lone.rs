@@ -8,6 +8,7 @@ use crate::plan::{self, EMBEDDING, ExpertsPlan, FINAL_NORM, FeedForwardPlan, Gat
 use crate::{DecoderConfig, Linear, ModelError};
 use billfish_formats::Checkpoint;
 use billfish_kernels::{Backend, Input, KvLayer, Product, Weight};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Takes the number of a group and rows that the modules of this group see, `[rows, K]`.
@@ -52,7 +53,25 @@ impl LoneLayer {
         backend: Arc<Backend>,
         options: LoadOptions,
     ) -> Result<Self, ModelError> {
-        let layer = crate::load::layer(checkpoint, config, index, backend.pool())?;
+        Self::load_without(checkpoint, config, index, backend, options, &|_| false)
+    }
+
+    /// Reads layer `index` without those of its [`replaceable`] modules that are `absent`. Others must be put in their places
+    /// before a pass comes to them.
+    ///
+    /// # Errors
+    /// As [`LoneLayer::load`].
+    pub fn load_without(
+        checkpoint: &Checkpoint,
+        config: &DecoderConfig,
+        index: usize,
+        backend: Arc<Backend>,
+        options: LoadOptions,
+        absent: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, ModelError> {
+        let can_be: BTreeSet<String> = replaceable(checkpoint, config, index).into_iter().flatten().flatten().map(|l| l.name).collect();
+        let absent = |module: &str| can_be.contains(module) && absent(module);
+        let layer = crate::load::layer(checkpoint, config, index, backend.pool(), &absent)?;
         let plan = plan::layer(config, checkpoint, index);
         Ok(Self { layer, plan, config: config.clone(), index, backend, options, scratch: Scratch::default() })
     }
@@ -67,11 +86,6 @@ impl LoneLayer {
     /// the shared one is the last.
     pub fn groups(&self, step: usize) -> Vec<Vec<Linear>> {
         groups(&self.plan, &self.config, step)
-    }
-
-    /// Whether the experts of the layer stand in tensors of all experts.
-    pub fn has_stacked_experts(&self) -> bool {
-        matches!(&self.plan.feed_forward, FeedForwardPlan::Moe(moe) if matches!(moe.experts, ExpertsPlan::Stacked { .. }))
     }
 
     /// Uses another weight for a module from now on.
@@ -157,6 +171,22 @@ impl LoneLayer {
     /// # Panics
     /// If there are not as many rows as the lengths say.
     pub fn observe(&mut self, rows: &[f32], lengths: &[usize], step: usize, all_experts: bool, look: Look<'_>) {
+        self.observe_groups(rows, lengths, step, all_experts, &|_| true, look);
+    }
+
+    /// The same for some groups only. What only the others would see is not computed.
+    ///
+    /// # Panics
+    /// If there are not as many rows as the lengths say.
+    pub fn observe_groups(
+        &mut self,
+        rows: &[f32],
+        lengths: &[usize],
+        step: usize,
+        all_experts: bool,
+        wanted: &dyn Fn(usize) -> bool,
+        look: Look<'_>,
+    ) {
         let mut sequences = self.begin(rows, lengths);
         let m = lengths.iter().sum();
         let pass = Pass { config: &self.config, backend: &self.backend, activations: self.options.activations, m };
@@ -189,7 +219,7 @@ impl LoneLayer {
                 let choices = s.moe.choices();
                 let count = moe.config.routing.experts;
                 let shared = moe.shared.as_ref().map(|s| &s.expert);
-                for (e, expert) in moe.experts.list().iter().chain(shared).enumerate() {
+                for (e, expert) in moe.experts.list().iter().chain(shared).enumerate().filter(|(e, _)| wanted(*e)) {
                     let goes = |token: usize| {
                         let of = &choices[token * moe.config.routing.top_k..(token + 1) * moe.config.routing.top_k];
                         e >= count || all_experts || of.iter().any(|c| c.expert as usize == e)
@@ -258,13 +288,16 @@ fn gated_rows(backend: &Backend, x: Input<'_>, m: usize, width: usize) -> Vec<f3
 /// [`ModelError::Token`] for an id outside the vocabulary, and what reading gives.
 pub fn embed(checkpoint: &Checkpoint, config: &DecoderConfig, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
     let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
-    let table = checkpoint.dense(&format!("{EMBEDDING}.weight"), &[vocabulary, hidden])?;
+    // only the rows that are asked for: a vocabulary may be larger than all else that is in memory
+    let table = checkpoint.dense_rows(&format!("{EMBEDDING}.weight"), [vocabulary, hidden])?;
     let mut rows = vec![0.0; tokens.len() * hidden];
+    let mut stored = vec![0; hidden * table.dtype().size()];
     for (position, (&token, row)) in tokens.iter().zip(rows.chunks_exact_mut(hidden)).enumerate() {
         if token as usize >= vocabulary {
             return Err(ModelError::Token { token, position, vocabulary });
         }
-        table.read_f32(token as usize * hidden, row);
+        table.read(token as usize, &mut stored)?;
+        table.dtype().read_f32(&stored, row);
     }
     Ok(rows)
 }

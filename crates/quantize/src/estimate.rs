@@ -5,7 +5,8 @@
 //! other programs on the machine and its caches are not in it.
 
 use crate::gptq::{Hessian, Prepared, Settings};
-use crate::pipeline::{BATCH, Job, OUTPUTS, check};
+use crate::job::{Job, check};
+use crate::room::{Room, hessian, least_memory};
 use crate::size::{PredictedBytes, predicted_bytes};
 use crate::synth::SplitMix64;
 use crate::{Method, QuantizeError};
@@ -57,6 +58,8 @@ type Group = (usize, Vec<(Linear, Settings)>);
 pub fn estimate(job: &Job<'_>) -> Result<Estimate, QuantizeError> {
     billfish_formats::check_free(job.out)?;
     let config = DecoderConfig::from_json(&format!("{}/config.json", job.source.name()), job.source.config())?;
+    let unstacked = config.unstacked(job.source)?;
+    let job = &Job { source: unstacked.as_ref().unwrap_or(job.source), backend: Arc::clone(&job.backend), ..*job };
     check(job, &config.linears(job.source))?;
     let bytes = predicted_bytes(job.source, job.recipe)?;
     let chosen: BTreeMap<&str, (&Linear, &Settings)> = bytes.modules.iter().map(|(l, s, _)| (l.name.as_str(), (l, s))).collect();
@@ -72,7 +75,7 @@ pub fn estimate(job: &Job<'_>) -> Result<Estimate, QuantizeError> {
     let saved = matches!(job.statistics, crate::Statistics::Save(_));
     Ok(Estimate {
         statistics: saved.then(|| all().map(|(k, _)| half(*k)).sum()),
-        memory: memory(job, &config, &layers, head.as_ref()),
+        memory: memory(job, &config, &layers)?,
         seconds: seconds(job, &config, &all().collect::<Vec<_>>(), &bytes)?,
         bytes,
     })
@@ -84,42 +87,17 @@ fn group(modules: &[Linear], chosen: &BTreeMap<&str, (&Linear, &Settings)>) -> O
 }
 
 /// What exists side by side at the worst moment.
-fn memory(job: &Job<'_>, config: &DecoderConfig, layers: &[Vec<Vec<Group>>], head: Option<&Group>) -> Vec<(&'static str, u64)> {
-    let square = |k: usize| k as u64 * k as u64 * 8;
-    let (f32s, f64s) = (4u64, 8u64);
+fn memory(job: &Job<'_>, config: &DecoderConfig, layers: &[Vec<Vec<Group>>]) -> Result<Vec<(&'static str, u64)>, QuantizeError> {
+    let room = Room::of(job, config)?;
     let tokens: u64 = job.samples.iter().map(|s| s.len() as u64).sum();
-    // kept as numbers, and once more as the bytes of a file
-    let rows = 2 * tokens * config.hidden_size as u64 * f32s;
-    let weights = |layer: &Vec<Vec<Group>>| -> u64 {
-        let modules = layer.iter().flatten().flat_map(|(_, m)| m);
-        modules.map(|(l, _)| l.in_features as u64 * l.out_features as u64 * 2).sum()
-    };
-    let layer = layers.iter().map(weights).max().unwrap_or(0);
-    let steps = || layers.iter().flatten();
-    let hessians = steps().map(|groups| groups.iter().map(|(k, _)| square(*k)).sum()).max().unwrap_or(0);
-    let batch = job.samples.iter().map(Vec::len).max().unwrap_or(0).max(BATCH.min(tokens as usize)) as u64;
-    let groups = || steps().flatten().chain(head);
-    let widest = groups().map(|(k, _)| *k).max().unwrap_or(0) as u64;
-    let attention = (config.heads + 2 * config.kv_heads) * config.head_dim;
-    // the residual, its norm, attention, gate and up, and the widest input again as rows and as `f64`
-    let pass = batch * (f32s * (3 * config.hidden_size + 2 * attention) as u64 + (4 * f32s + f64s) * widest);
-    let solver = |(k, modules): &Group| {
-        let one = |(l, _): &(Linear, Settings)| {
-            let (all, some) = (l.out_features as u64, l.out_features.min(OUTPUTS) as u64);
-            // the weight, its codes and its words; the original, the corrected one and the gradient of some columns
-            *k as u64 * (all * (f32s + 2) + some * (3 * f64s + 1))
-        };
-        // the mean product, the damped one and the factor, and one more while it is factored
-        4 * square(*k) + modules.iter().map(one).max().unwrap_or(0)
-    };
-    let solver = groups().map(solver).max().unwrap_or(0);
-    let observed = if job.samples.is_empty() { 0 } else { pass };
-    vec![
+    let rows = if room.held { 4 * tokens * config.hidden_size as u64 } else { 0 };
+    // that of the module at work is counted with it
+    let others = |groups: &Vec<Group>| groups.iter().skip(1).map(|(k, _)| hessian(*k)).sum::<u64>().min(room.hessians);
+    Ok(vec![
+        ("a layer, a pass over some sequences, and the module at work", least_memory(job)?),
         ("activations of the text", rows),
-        ("weights of a layer", layer),
-        ("Hessians of a step", hessians),
-        ("a pass over a batch, or the solver of a module", observed.max(solver)),
-    ]
+        ("further Hessians of a step", layers.iter().flatten().map(others).max().unwrap_or(0)),
+    ])
 }
 
 /// Times of one thing at the two sizes as a function `a · k^low + b · k^(low + 1)`.
@@ -155,9 +133,9 @@ fn seconds(
     let begin = Instant::now();
     let mut layer = LoneLayer::load(job.source, config, 0, Arc::clone(&job.backend), LoadOptions::default())?;
     let load = begin.elapsed().as_secs_f64();
-    let (mut forward, mut hessian) = (0.0, 0.0);
+    let (mut forward, mut summing) = (0.0, 0.0);
     if !job.samples.is_empty() {
-        (forward, hessian) = pass(job, config, &mut layer)?;
+        (forward, summing) = pass(job, config, &mut layer)?;
     }
     drop(layer);
     let Some((_, modules)) = groups.first() else { return Ok(vec![]) };
@@ -181,7 +159,7 @@ fn seconds(
     let rate = source / config.layers.max(1) as f64 / load.max(1e-9);
     Ok(vec![
         ("running the network", forward),
-        ("Hessians", hessian),
+        ("Hessians", summing),
         ("factorizations", factors),
         ("codes", codes),
         ("measuring errors", checks),
@@ -194,7 +172,7 @@ fn pass(job: &Job<'_>, config: &DecoderConfig, layer: &mut LoneLayer) -> Result<
     let longest = job.samples.iter().max_by_key(|s| s.len()).map_or(&[][..], |s| &s[..s.len().min(TOKENS)]);
     let mut rows = embed(job.source, config, longest)?;
     let lengths = [longest.len()];
-    let (mut forward, mut hessian) = (0.0, 0.0);
+    let (mut forward, mut summed) = (0.0, 0.0);
     for step in 0..layer.steps() {
         let sizes: Vec<usize> = layer.groups(step).iter().map(|g| g.first().map_or(1, |l| l.in_features)).collect();
         let mut sums: Vec<Hessian> = sizes.into_iter().map(Hessian::new).collect();
@@ -204,7 +182,7 @@ fn pass(job: &Job<'_>, config: &DecoderConfig, layer: &mut LoneLayer) -> Result<
             sums[group].add(&job.backend, inputs);
             summing += begin.elapsed().as_secs_f64();
         });
-        hessian += summing;
+        summed += summing;
         forward += begin.elapsed().as_secs_f64() - summing;
     }
     let begin = Instant::now();
@@ -212,7 +190,7 @@ fn pass(job: &Job<'_>, config: &DecoderConfig, layer: &mut LoneLayer) -> Result<
     forward += begin.elapsed().as_secs_f64();
     let tokens: usize = job.samples.iter().map(Vec::len).sum();
     let all = config.layers as f64 * tokens as f64 / longest.len().max(1) as f64;
-    Ok((forward * all, hessian * all))
+    Ok((forward * all, summed * all))
 }
 
 /// Seconds of one factorization at this size; of one column's codes; and of looking at one column's errors.

@@ -23,6 +23,9 @@ pub struct PredictedBytes {
 /// # Errors
 /// [`QuantizeError`] if the recipe or the folder cannot be, or the format has no place for a module.
 pub fn predicted_bytes(source: &Checkpoint, recipe: &Recipe) -> Result<PredictedBytes, QuantizeError> {
+    let config = DecoderConfig::from_json(&format!("{}/config.json", source.name()), source.config())?;
+    let unstacked = config.unstacked(source)?;
+    let source = unstacked.as_ref().unwrap_or(source);
     let chosen = chosen_modules(source, recipe)?;
     let shapes: Vec<ModuleShape> = chosen.iter().map(|(l, s)| module_shape(l, s)).collect();
     let taken = chosen.iter().map(|(l, _)| l.name.clone()).collect();

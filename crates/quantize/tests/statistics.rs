@@ -39,7 +39,7 @@ impl Run<'_> {
         let stop = AtomicBool::new(false);
         let backend = Arc::new(Backend::new(Isa::choose(None).unwrap(), 2).unwrap());
         let Run { source, samples, statistics, resume, .. } = self;
-        quantize(&Job { source, out, recipe, samples, backend, resume, statistics, stop: &stop }, &mut |event| {
+        quantize(&Job { source, out, recipe, samples, backend, memory: None, resume, statistics, stop: &stop }, &mut |event| {
             if let Event::Layer { index, .. } = event
                 && self.stop_after == Some(index)
             {

@@ -2,15 +2,18 @@
 
 mod dry_run;
 
+use super::Interrupted;
 use super::eval::read_text;
 use super::options::{count_bar, isa_from_env};
 use anyhow::{Context, Result, bail};
+use billfish::machine::free_memory;
 use billfish::{Calibration, CalibrationOptions, OpenOptions, read_calibration};
 use billfish_formats::{Checkpoint, Dynamic, Target};
 use billfish_quantize::gptq::{Order, Search};
 use billfish_quantize::{Event, Job, Method, Outcome, Recipe, Sequential, Statistics, quantize};
 use clap::ValueEnum;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -114,6 +117,9 @@ pub struct Args {
     /// Let the Hessian of every expert see all tokens
     #[arg(long)]
     all_experts: bool,
+    /// Memory to take, such as 4GB; what does not fit waits on disk [default: half of what is free]
+    #[arg(long, value_parser = super::size::bytes)]
+    memory: Option<u64>,
     /// Go on with work that was broken off
     #[arg(long)]
     resume: bool,
@@ -240,34 +246,50 @@ pub fn run(args: &Args) -> Result<()> {
     let options = OpenOptions { isa: isa_from_env()?, threads: args.threads.map(usize::from), ..OpenOptions::default() };
     let backend = Arc::new(options.backend()?);
     let stop = stop_on_ctrl_c()?;
-    let statistics = args.statistics();
-    let job = Job { source: &source, out: &args.out, recipe: &recipe, samples, backend, resume: args.resume, statistics, stop: &stop };
+    let memory = args.memory.or_else(|| free_memory().map(|free| free / 2));
+    let (out, resume, statistics) = (&*args.out, args.resume, args.statistics());
+    let job = Job { source: &source, out, recipe: &recipe, samples, backend, memory, resume, statistics, stop: &stop };
     if args.dry_run {
         return dry_run::run(&job, args.json);
     }
-    let bar = count_bar("layers", 0);
+    let bar = count_bar("modules", 0);
     let outcome = quantize(&job, &mut |event| match event {
-        Event::Layer { index, layers, found } => {
-            bar.set_length(layers as u64);
-            bar.set_position(index as u64);
-            bar.set_message(if found { "layers found" } else { "layers" });
-        }
-        Event::Module(q) => {
-            if let Some(reason) = &q.fallback {
-                bar.suspend(|| eprintln!("warning: {}: rounded to nearest, because {reason}", q.module));
+        Event::Layer { index, layers, found, done, modules } => {
+            bar.set_length(modules as u64);
+            bar.set_position(done as u64);
+            if found {
+                // what took no time says nothing about what is to come
+                bar.reset_eta();
             }
+            bar.set_message(format!("layer {} of {layers}, modules", index + 1));
         }
+        Event::Module(_) => bar.inc(1),
         Event::Writing => bar.set_message("writing"),
     });
     bar.finish_and_clear();
     let outcome = outcome?;
+    for (text, modules) in remarks(&outcome) {
+        let more = if modules.len() == 1 { String::new() } else { format!(" and {} more", modules.len() - 1) };
+        eprintln!("warning: {}{more}: {text}", modules[0]);
+    }
     if outcome.written.is_none() {
-        bail!("stopped after {} modules; --resume goes on from there", outcome.modules.len());
+        let done = outcome.modules.len();
+        return Err(Interrupted(format!("stopped after {done} modules; the same command with --resume goes on from there")).into());
     }
     let report = report(args, &recipe, calibration.as_ref(), &outcome);
     let path = args.out.join("quant_report.json");
     std::fs::write(&path, format!("{report:#}\n")).with_context(|| path.display().to_string())?;
     print(args, &outcome, &report)
+}
+
+/// What was out of the ordinary, each with the modules that it is said of.
+fn remarks(outcome: &Outcome) -> BTreeMap<String, Vec<&str>> {
+    let mut all: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for m in &outcome.modules {
+        let fallback = m.fallback.iter().map(|reason| format!("rounded to nearest, because {reason}"));
+        fallback.chain(m.notes.iter().cloned()).for_each(|text| all.entry(text).or_default().push(&m.module));
+    }
+    all
 }
 
 fn report(args: &Args, recipe: &Recipe, calibration: Option<&Calibration>, outcome: &Outcome) -> Value {
@@ -286,7 +308,7 @@ fn report(args: &Args, recipe: &Recipe, calibration: Option<&Calibration>, outco
         "requantized_modules": outcome.requantized,
         "seconds": {
             "forward": t.forward.as_secs_f64(), "hessian": t.hessian.as_secs_f64(),
-            "solve": t.solve.as_secs_f64(), "files": t.files.as_secs_f64(),
+            "factor": t.factor.as_secs_f64(), "solve": t.solve.as_secs_f64(), "files": t.files.as_secs_f64(),
         },
         "bytes": outcome.written.as_ref().map(|w| w.bytes),
         "modules": outcome.modules,
@@ -308,9 +330,10 @@ fn print(args: &Args, outcome: &Outcome, report: &Value) -> Result<()> {
     }
     writeln!(
         out,
-        "forward {:.1} s, Hessians {:.1} s, codes {:.1} s, files and checks {:.1} s",
+        "forward {:.1} s, Hessians {:.1} s, factors {:.1} s, codes {:.1} s, files and checks {:.1} s",
         t.forward.as_secs_f64(),
         t.hessian.as_secs_f64(),
+        t.factor.as_secs_f64(),
         t.solve.as_secs_f64(),
         t.files.as_secs_f64()
     )?;

@@ -91,6 +91,21 @@ impl Hessian {
         1.0 / (self.rows.max(1) as f64)
     }
 
+    /// The sum of outer products, `[size, size]`, both halves. An input that is always zero has zeros, unlike in
+    /// [`Hessian::ordered`]; if no row was seen, all inputs count alike.
+    pub fn whole(&mut self) -> &[f64] {
+        let n = self.size;
+        if self.rows == 0 {
+            (0..n).for_each(|i| self.sum[i * n + i] = 1.0);
+        }
+        for i in 0..n {
+            for j in i + 1..n {
+                self.sum[i * n + j] = self.sum[j * n + i];
+            }
+        }
+        &self.sum
+    }
+
     /// The mean outer product `[size, size]`, both halves, rows and columns in the order `order`. An input that is
     /// always zero gets a one on the diagonal.
     pub fn ordered(&self, order: &[usize]) -> Vec<f64> {
@@ -117,10 +132,12 @@ impl Hessian {
         /// Floors that are tried, each ten times the one before.
         const FLOORS: i32 = 6;
         let n = self.size;
-        let h = self.ordered(order);
-        let mean = (0..n).map(|i| h[i * n + i]).sum::<f64>() / n.max(1) as f64;
+        let ones = |d: f64| if d == 0.0 { 1.0 } else { d };
+        let diagonal: Vec<f64> = self.diagonal().into_iter().map(ones).collect();
+        let mean = order.iter().map(|&i| diagonal[i]).sum::<f64>() / n.max(1) as f64;
         let with = |add: f64, floor: f64| {
-            let mut damped = h.clone();
+            // made anew each time: most need one, and a second copy would be the largest thing in memory
+            let mut damped = self.ordered(order);
             for i in 0..n {
                 let d = &mut damped[i * n + i];
                 *d = (*d + add + floor).max(floor);
@@ -134,7 +151,7 @@ impl Hessian {
             }
             tried += 0.01;
         }
-        let largest = (0..n).map(|i| h[i * n + i].abs()).fold(0.0, f64::max);
+        let largest = diagonal.iter().map(|d| d.abs()).fold(0.0, f64::max);
         for round in 0..FLOORS {
             if let Ok(upper) = with(mean, largest * 1e-6 * 10f64.powi(round)) {
                 return Ok(Factor { upper, damp: 1.0, floored: true });
