@@ -62,6 +62,11 @@ pub fn peak_memory() -> Option<u64> {
     kilobytes(&read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
+/// Resident size of this process now, in bytes, where the system tells.
+pub fn resident_memory() -> Option<u64> {
+    kilobytes(&read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
 /// Lets [`peak_memory`] begin anew from what is resident now. Returns whether the system does that.
 pub fn reset_peak_memory() -> bool {
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
@@ -122,6 +127,8 @@ mod tests {
         let m = Machine::detect();
         assert!(m.cpus >= 1 && m.memory.unwrap() > 1 << 20 && m.os.starts_with("linux "), "{m:?}");
         assert!(peak_memory().unwrap() > 1 << 20);
+        let now = resident_memory().unwrap();
+        assert!(now > 1 << 20 && now <= peak_memory().unwrap());
     }
 
     /// What an instruction set needs is listed where it is available.

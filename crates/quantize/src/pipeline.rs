@@ -3,19 +3,20 @@
 use crate::finite::check_finite;
 use crate::gptq::{Hessian, Prepared, Settings, Solution};
 use crate::hidden::{Hidden, batches};
+use crate::job::{Job, check, settings, workers};
 use crate::report::{Errors, ModuleQuality, Times, errors};
 use crate::room::Room;
-use crate::workspace::{Tensors, Workspace, sha256};
-use crate::{QuantizeError, Recipe};
+use crate::statistics::{Statistics, Store};
+use crate::workspace::{Tensors, Workspace};
+use crate::{QuantizeError, Sequential};
 use billfish_formats::{BiasRule, Checkpoint, Converted, LinearWeight, convert};
-use billfish_kernels::{Backend, PackedMatrix, Weight};
-use billfish_models::{DecoderConfig, EMBEDDING, Linear, LoadOptions, LoneLayer};
+use billfish_kernels::{PackedMatrix, Weight};
+use billfish_models::{DecoderConfig, EMBEDDING, Linear, LoadOptions, LoneLayer, replaceable};
 use billfish_tensor::{Codes, Groups, QuantMatrix, ScaleValues, Zeros};
 use half::f16;
-use serde_json::{Map, Value, json};
-use std::path::Path;
+use serde_json::{Map, Value};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Outputs of a module that are quantized at a time, so that memory does not grow with a vocabulary.
@@ -24,26 +25,6 @@ pub(crate) const OUTPUTS: usize = 8192;
 pub(crate) const HEAD: &str = "lm_head";
 /// The rows that go into the first layer among the parts.
 const EMBEDDED: &str = "embedded";
-
-/// What is to be done.
-pub struct Job<'a> {
-    /// The dense folder.
-    pub source: &'a Checkpoint,
-    /// The folder to write.
-    pub out: &'a Path,
-    /// What to make of it.
-    pub recipe: &'a Recipe,
-    /// Token ids of calibration sequences; none only if nothing needs to be seen.
-    pub samples: &'a [Vec<u32>],
-    /// What it runs on.
-    pub backend: Arc<Backend>,
-    /// Go on with work that was broken off.
-    pub resume: bool,
-    /// Bytes of memory that it may take; what does not fit is kept on disk or done one after another, with the same result.
-    pub memory: Option<u64>,
-    /// Set by another thread to end after the current layer.
-    pub stop: &'a AtomicBool,
-}
 
 /// What happens.
 #[derive(Clone, Debug)]
@@ -74,6 +55,8 @@ pub struct Outcome {
     pub modules: Vec<ModuleQuality>,
     /// What was written; none if it was stopped before.
     pub written: Option<Converted>,
+    /// Modules that were quantized in the source too.
+    pub requantized: usize,
     /// Where the time went.
     pub times: Times,
 }
@@ -93,13 +76,26 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
     let room = Room::of(job, &config)?;
     let chosen = |l: &&Linear| matches!(job.recipe.settings(&l.name), Ok(Some(_)));
     let planar = all.iter().any(|l| matches!(job.recipe.settings(&l.name), Ok(Some(s)) if matches!(s.grid.bits, 5..=7)));
-    let parts = (0..config.layers).map(|i| billfish_models::replaceable(job.source, &config, i).concat().concat());
+    let parts = (0..config.layers).map(|i| replaceable(job.source, &config, i).concat().concat());
     let count = parts.map(|l| l.iter().filter(chosen).count()).sum::<usize>() + usize::from(job.recipe.lm_head);
-    let (workspace, begun) = Workspace::open(job.out, &settings(job)?, planar, job.resume)?;
+    let settings = settings(job)?;
+    // what stands in the way is found before anything is made or taken away
+    let used = match job.statistics {
+        Statistics::Use(path) => Some(Store::open(path, job.recipe, &settings)?),
+        Statistics::Save(path) if !job.resume => billfish_formats::check_free(path).map(|()| None)?,
+        _ => None,
+    };
+    let (workspace, begun) = Workspace::open(job.out, &settings, planar, job.resume)?;
+    let store = match job.statistics {
+        Statistics::Save(path) => Some(Store::create(path, job.recipe, &settings, job.resume)?),
+        _ => used,
+    };
     if !begun {
         check_finite(job.source, &workers(job))?;
     }
-    let mut work = Work { job, config: &config, workspace: &workspace, room, rules: Map::new(), modules: vec![], times: Times::default() };
+    let requantized = job.source.quantized_modules().len();
+    let (modules, times) = (vec![], Times::default());
+    let mut work = Work { job, config: &config, workspace: &workspace, room, store, rules: Map::new(), modules, times };
     let mut hidden: Option<Hidden> = None;
     let mut parts: Vec<String> = vec![];
     for index in 0..config.layers {
@@ -107,7 +103,10 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
         let found = workspace.finished(&part)?;
         event(Event::Layer { index, layers: config.layers, found: found.is_some(), done: work.modules.len(), modules: count });
         match found {
-            Some(report) => work.found(&part, report)?,
+            Some(report) => {
+                replaceable(job.source, &config, index).iter().flatten().try_for_each(|modules| work.check_kept(modules))?;
+                work.found(&part, report)?;
+            }
             None => {
                 let mut rows = rows_after(hidden.take(), &parts, &work)?;
                 work.layer(index, &part, rows.as_mut(), event)?;
@@ -117,7 +116,7 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
         }
         parts.push(part);
         if job.stop.load(Ordering::Relaxed) {
-            return Ok(Outcome { modules: work.modules, written: None, times: work.times });
+            return Ok(Outcome { modules: work.modules, written: None, requantized, times: work.times });
         }
     }
     if job.recipe.lm_head {
@@ -125,6 +124,9 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
         if work.head(rows.as_ref(), event)? {
             parts.push(HEAD.into());
         }
+    }
+    if let (Statistics::Save(_), Some(store)) = (job.statistics, &mut work.store) {
+        store.complete()?;
     }
     event(Event::Writing);
     let begin = Instant::now();
@@ -146,7 +148,7 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
     work.times.files += begin.elapsed();
     let Work { modules, times, .. } = work;
     workspace.remove()?;
-    Ok(Outcome { modules, written: Some(written), times })
+    Ok(Outcome { modules, written: Some(written), requantized, times })
 }
 
 /// The rows that came out of the last of the finished parts: those at hand, those that were kept, or what the embedding
@@ -163,70 +165,14 @@ fn rows_after(at_hand: Option<Hidden>, parts: &[String], work: &Work<'_>) -> Res
     rows.map(Some)
 }
 
-/// Hashing and comparing on the threads of the job.
-fn workers<'a>(job: &'a Job<'_>) -> impl Fn(usize, &(dyn Fn(usize) + Sync)) + 'a {
-    |count, body| job.backend.pool().run(count, body)
-}
-
-/// Refuses what cannot come to anything.
-fn check(job: &Job<'_>, linears: &[Linear]) -> Result<(), QuantizeError> {
-    let recipe = job.recipe;
-    let quantized = job.source.quantized_modules();
-    if let Some(first) = quantized.first() {
-        let (expected, remedy) = ("a folder of 16- or 32-bit floats", "quantize the folder that this one was made from");
-        return Err(QuantizeError::setting("model", expected, format!("`{first}`, quantized already"), remedy));
-    }
-    let settings = |l: &Linear| recipe.settings(&l.name);
-    // the embedding stays dense, and the head is asked for by itself
-    let mut linears = linears.iter().filter(|l| l.name.contains(".layers."));
-    let wanted = linears.try_fold(false, |any, l| Ok::<_, QuantizeError>(any | settings(l)?.is_some()))?;
-    if !wanted {
-        return Err(QuantizeError::setting("dynamic", "rules that leave something to quantize", "none", "take a rule out"));
-    }
-    if job.samples.is_empty() && recipe.method != crate::Method::Rtn {
-        let found = "no calibration text";
-        return Err(QuantizeError::setting("calibration", "a text of some sequences", found, "name one, or choose the method rtn"));
-    }
-    if let Some(short) = job.samples.iter().find(|s| s.len() < 2) {
-        let found = format!("a sequence of {}", short.len());
-        return Err(QuantizeError::setting("calibration", "sequences of two tokens or more", found, "leave it out"));
-    }
-    Ok(())
-}
-
-/// All that the result depends on.
-fn settings(job: &Job<'_>) -> Result<Value, QuantizeError> {
-    let r = job.recipe;
-    let rules: Vec<String> = r.dynamic.rules().iter().map(|rule| format!("{} {:?}", rule.text(), rule.overrides())).collect();
-    let tokens: Vec<u8> = job.samples.iter().flat_map(|s| s.iter().chain([&u32::MAX]).flat_map(|t| t.to_le_bytes())).collect();
-    Ok(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "model": job.source.files_sha256(&workers(job))?,
-        "config": sha256(Value::Object(job.source.config().clone()).to_string().as_bytes()),
-        "calibration": sha256(&tokens),
-        "bits": r.bits,
-        "group_size": r.group_size,
-        "sym": r.sym,
-        "format": r.target.to_string(),
-        "portable": r.portable,
-        "method": r.method.name(),
-        "order": r.order.name(),
-        "search": format!("{:?}", r.search),
-        "damp": r.damp,
-        "sweeps": r.sweeps,
-        "lm_head": r.lm_head,
-        "dynamic": rules,
-        "fallback_rows": r.fallback_rows,
-        "all_experts": r.all_experts,
-    }))
-}
-
 /// A quantization in progress.
 struct Work<'a> {
     job: &'a Job<'a>,
     config: &'a DecoderConfig,
     workspace: &'a Workspace,
     room: Room,
+    /// Statistics that are kept or used.
+    store: Option<Store>,
     /// What the config says of each module.
     rules: Map<String, Value>,
     modules: Vec<ModuleQuality>,
@@ -237,8 +183,17 @@ struct Work<'a> {
 struct Shared {
     /// Number of the group in its step.
     group: usize,
+    /// Its first module, quantized or not.
+    name: String,
     members: Vec<(Linear, Settings)>,
     hessian: Hessian,
+}
+
+impl Shared {
+    /// Numbers of an input row.
+    fn inputs(&self) -> usize {
+        self.members.first().map_or(0, |(l, _)| l.in_features)
+    }
 }
 
 /// A module that was quantized.
@@ -265,57 +220,97 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Reads a layer without what takes its place only when it is quantized; none if statistics say all that it would show.
+    fn load(&mut self, index: usize) -> Result<Option<LoneLayer>, QuantizeError> {
+        let job = self.job;
+        if job.statistics.are_used() {
+            return Ok(None);
+        }
+        let begin = Instant::now();
+        let sequential = job.recipe.sequential == Sequential::Quantized;
+        let absent = |module: &str| sequential && matches!(job.recipe.settings(module), Ok(Some(_)));
+        let backend = Arc::clone(&job.backend);
+        let layer = LoneLayer::load_without(job.source, self.config, index, backend, LoadOptions::default(), &absent)?;
+        self.times.files += begin.elapsed();
+        Ok(Some(layer))
+    }
+
     /// Quantizes a layer, keeps it, and replaces `rows` by what comes out of it.
     fn layer(&mut self, index: usize, part: &str, mut rows: Option<&mut Hidden>, event: Events<'_>) -> Result<(), QuantizeError> {
-        let begin = Instant::now();
         let (job, lengths) = (self.job, self.lengths());
-        // what is quantized runs only when it is
-        let absent = |module: &str| matches!(job.recipe.settings(module), Ok(Some(_)));
-        let backend = Arc::clone(&job.backend);
-        let mut layer = LoneLayer::load_without(job.source, self.config, index, backend, LoadOptions::default(), &absent)?;
-        self.times.files += begin.elapsed();
+        let mut layer = self.load(index)?;
         let first = self.modules.len();
         let mut kept = vec![];
-        for step in 0..layer.steps() {
-            let mut waiting: Vec<(usize, Vec<(Linear, Settings)>)> = vec![];
-            for (group, modules) in layer.groups(step).into_iter().enumerate() {
+        for (step, groups) in replaceable(job.source, self.config, index).into_iter().enumerate() {
+            let mut waiting: Vec<Shared> = vec![];
+            for (group, modules) in groups.into_iter().enumerate() {
+                let name = modules.first().map(|l| l.name.clone()).unwrap_or_default();
                 let members = modules.into_iter().map(|l| Ok((job.recipe.settings(&l.name)?, l)));
                 let members: Vec<_> = members.collect::<Result<Vec<_>, QuantizeError>>()?;
                 let members: Vec<_> = members.into_iter().filter_map(|(s, l)| s.map(|s| (l, s))).collect();
                 if !members.is_empty() {
-                    waiting.push((group, members));
+                    waiting.push(Shared { group, name, members, hessian: Hessian::new(0) });
                 }
             }
             // no module of a step sees what another one of it gives, so any number of them can be looked at together
             while !waiting.is_empty() {
-                let now = self.room.groups(waiting.iter().map(|(_, members)| members[0].0.in_features));
-                let hessian = |members: &[(Linear, Settings)]| Hessian::new(members[0].0.in_features);
-                let mut shared: Vec<Shared> =
-                    waiting.drain(..now).map(|(group, members)| Shared { group, hessian: hessian(&members), members }).collect();
-                if let Some(rows) = &rows {
-                    self.observe(&mut layer, step, rows, &lengths, &mut shared)?;
+                let now = self.room.groups(waiting.iter().map(Shared::inputs));
+                let mut shared: Vec<Shared> = waiting.drain(..now).collect();
+                shared.iter_mut().for_each(|s| s.hessian = Hessian::new(s.inputs()));
+                if let (Some(rows), Some(layer)) = (&rows, &mut layer) {
+                    self.observe(layer, step, rows, &lengths, &mut shared)?;
                 }
+                self.keep_or_load(&mut shared)?;
                 for s in shared {
                     for Done { module, matrix, tensors } in self.modules_of(s, event)? {
+                        kept.extend(tensors);
+                        let Some(layer) = layer.as_mut().filter(|_| job.recipe.sequential == Sequential::Quantized) else { continue };
                         let packed = PackedMatrix::new(&matrix).map_err(|e| QuantizeError::setting(&module, "sizes", e.to_string(), ""))?;
                         layer.replace(&module, Weight::Quantized(packed));
-                        kept.extend(tensors);
                     }
                 }
             }
         }
         let begin = Instant::now();
-        let hash = match &mut rows {
-            Some(rows) => Some(rows.advance(&lengths, self.workspace, part, &mut |rows, lengths| layer.run(rows, lengths))?),
-            None => None,
-        };
-        self.times.forward += begin.elapsed();
+        let mut hash = None;
+        if let (Some(rows), Some(layer)) = (&mut rows, &mut layer) {
+            hash = Some(rows.advance(&lengths, self.workspace, part, &mut |rows, lengths| layer.run(rows, lengths))?);
+            self.times.forward += begin.elapsed();
+        }
         self.keep(part, &kept, hash, first)
     }
 
     /// Tokens of each sequence.
     fn lengths(&self) -> Vec<usize> {
         self.job.samples.iter().map(Vec::len).collect()
+    }
+
+    /// Keeps what was summed up, or takes it from where it was kept.
+    fn keep_or_load(&mut self, shared: &mut [Shared]) -> Result<(), QuantizeError> {
+        let Some(store) = &mut self.store else { return Ok(()) };
+        let begin = Instant::now();
+        if self.job.statistics.are_used() {
+            shared.iter_mut().try_for_each(|s| store.load(&s.name, s.inputs()).map(|h| s.hessian = h))?;
+        } else {
+            store.keep(&shared.iter().map(|s| (s.name.as_str(), &s.hessian)).collect::<Vec<_>>())?;
+        }
+        self.times.files += begin.elapsed();
+        Ok(())
+    }
+
+    /// Refuses to go on where `modules` of one input were quantized while nobody kept statistics of it.
+    fn check_kept(&self, modules: &[Linear]) -> Result<(), QuantizeError> {
+        let (Statistics::Save(path), Some(store), Some(first)) = (self.job.statistics, &self.store, modules.first()) else { return Ok(()) };
+        let wanted = |any: bool, l: &Linear| Ok::<_, QuantizeError>(any | self.job.recipe.settings(&l.name)?.is_some());
+        if store.has(&first.name) || !modules.iter().try_fold(false, wanted)? {
+            return Ok(());
+        }
+        Err(QuantizeError::Output {
+            path: path.display().to_string(),
+            expected: format!("statistics of `{}`, which is quantized already", first.name),
+            found: "none".into(),
+            remedy: "leave --resume out to begin anew, or --save-stats".into(),
+        })
     }
 
     /// Sums up what the groups of a step see.
@@ -353,7 +348,7 @@ impl Work<'_> {
         let mut prepared: Option<(Settings, Prepared)> = None;
         let mut out = vec![];
         for (linear, settings) in std::mem::take(&mut shared.members) {
-            let few = shared.hessian.rows() < self.job.recipe.fallback_rows && !self.job.samples.is_empty();
+            let few = shared.hessian.rows() < self.job.recipe.fallback_rows && self.job.observes();
             let settings = if few { Settings { propagate: false, sweeps: 0, ..settings } } else { settings };
             let begin = Instant::now();
             let (weight, bias) = self.weight(&linear)?;
@@ -381,18 +376,20 @@ impl Work<'_> {
         Ok(out)
     }
 
-    /// The weight of a dense module, `[N, K]`, and its bias.
+    /// The weight of a module of the source, `[N, K]`, and its bias.
     fn weight(&self, l: &Linear) -> Result<(Vec<f32>, Option<Vec<f32>>), QuantizeError> {
         let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
         // a tied head is the embedding, whatever stands under its own name
-        if l.name == HEAD && self.config.tie_word_embeddings {
+        if l.name == HEAD && self.config.tie_word_embeddings && !self.job.source.has_codes(HEAD) {
             let table = self.job.source.dense(&format!("{EMBEDDING}.weight"), &[l.out_features, l.in_features])?;
             return Ok((table.to_f32(), None));
         }
         match self.job.source.linear(&l.name, l.in_features, l.out_features, rule)? {
             LinearWeight::Dense { weight, bias } => Ok((weight.to_f32(), bias)),
-            LinearWeight::Quantized(_) => {
-                Err(QuantizeError::setting(&l.name, "a dense module", "a quantized one", "the folder changed; begin anew"))
+            LinearWeight::Quantized(m) => {
+                let (mut codes, mut weight) = (vec![], vec![0.0; l.in_features * l.out_features]);
+                m.dequantize_columns(0..l.out_features, &mut codes, &mut weight);
+                Ok((weight, m.bias().map(<[f32]>::to_vec)))
             }
         }
     }
@@ -447,13 +444,15 @@ impl Work<'_> {
     /// The output head, which sees what the last norm gives. Returns whether it was quantized: a rule may leave it dense.
     fn head(&mut self, rows: Option<&Hidden>, event: Events<'_>) -> Result<bool, QuantizeError> {
         let first = self.modules.len();
+        let linear = Linear { name: HEAD.into(), in_features: self.config.hidden_size, out_features: self.config.vocab_size, bias: false };
         if let Some(report) = self.workspace.finished(HEAD)? {
+            self.check_kept(std::slice::from_ref(&linear))?;
             self.found(HEAD, report)?;
             return Ok(true);
         }
-        let linear = Linear { name: HEAD.into(), in_features: self.config.hidden_size, out_features: self.config.vocab_size, bias: false };
         let Some(settings) = self.job.recipe.settings(HEAD)? else { return Ok(false) };
-        let mut shared = Shared { group: 0, members: vec![(linear, settings)], hessian: Hessian::new(self.config.hidden_size) };
+        let hessian = Hessian::new(self.config.hidden_size);
+        let mut shared = Shared { group: 0, name: HEAD.into(), members: vec![(linear, settings)], hessian };
         let begin = Instant::now();
         for (_, tokens) in batches(&self.lengths()) {
             let Some(rows) = rows else { break };
@@ -461,6 +460,7 @@ impl Work<'_> {
             shared.hessian.add(&self.job.backend, &normed);
         }
         self.times.hessian += begin.elapsed();
+        self.keep_or_load(std::slice::from_mut(&mut shared))?;
         let kept: Tensors = self.modules_of(shared, event)?.into_iter().flat_map(|done| done.tensors).collect();
         self.keep(HEAD, &kept, None, first)?;
         Ok(true)

@@ -1,8 +1,9 @@
 //! What fits into the memory that a quantization may take, and what it takes at least.
 
-use crate::QuantizeError;
 use crate::hidden::BATCH;
-use crate::pipeline::{HEAD, Job, OUTPUTS};
+use crate::job::Job;
+use crate::pipeline::{HEAD, OUTPUTS};
+use crate::{QuantizeError, Sequential};
 use billfish_models::{DecoderConfig, Linear, replaceable};
 
 /// Room for what grows with the calibration text and with the number of experts.
@@ -10,11 +11,11 @@ pub(crate) struct Room {
     /// Whether the rows between two layers stay in memory.
     pub held: bool,
     /// Bytes for the Hessians of a step beside the one that is always there.
-    hessians: u64,
+    pub hessians: u64,
 }
 
 /// Bytes of a Hessian of this many inputs.
-fn hessian(inputs: usize) -> u64 {
+pub(crate) fn hessian(inputs: usize) -> u64 {
     8 * (inputs as u64) * (inputs as u64)
 }
 
@@ -66,7 +67,10 @@ fn least(job: &Job<'_>, config: &DecoderConfig) -> Result<u64, QuantizeError> {
             // packed, and as the file will have it; or dense
             match job.recipe.settings(&l.name)? {
                 Some(s) => {
-                    bytes += weights * u64::from(s.grid.bits) / 4 + weights / 4;
+                    let stored = weights * u64::from(s.grid.bits) / 8 + weights / 8;
+                    // where modules see the dense network, it runs as it is
+                    let runs = if job.recipe.sequential == Sequential::Dense { 4 * weights } else { stored };
+                    bytes += stored + runs;
                     solving = solving.max(solve(&l));
                 }
                 None => bytes += 4 * weights,

@@ -4,8 +4,9 @@
 use crate::QuantizeError;
 use crate::pipeline::HEAD;
 use crate::report::ModuleQuality;
+use crate::size::remaining_tensors;
 use billfish_formats::{
-    BiasRule, Checkpoint, Header, LinearWeight, SafetensorsWriter, Source, TensorSpec, gptq_tensors, safetensors_header,
+    BiasRule, Checkpoint, Header, LinearWeight, QUANTIZATION_FILES, SafetensorsWriter, Source, TensorSpec, gptq_tensors, safetensors_header,
 };
 use billfish_tensor::QuantMatrix;
 use serde_json::{Map, Value, json};
@@ -235,15 +236,15 @@ impl Workspace {
                 taken.insert(module_of(name).to_string());
             }
         }
-        let rest: Vec<&str> = source.tensor_names().filter(|t| !(t.ends_with(".weight") && taken.contains(module_of(t)))).collect();
-        let specs: Vec<TensorSpec> = rest.iter().filter_map(|t| source.info(t).map(|i| ((*t).into(), i.dtype, i.shape.clone()))).collect();
+        let specs = remaining_tensors(source, &taken);
         let mut writer = SafetensorsWriter::create(&whole.join("rest.safetensors"), &specs)?;
-        for name in rest {
-            source.copy_bytes(name, &mut |piece| writer.write(name, piece))?;
-            map.insert(name.into(), json!("rest.safetensors"));
+        for (name, _, _) in specs {
+            source.copy_bytes(&name, &mut |piece| writer.write(&name, piece))?;
+            map.insert(name, json!("rest.safetensors"));
         }
         writer.finish()?;
         let mut config = source.config().clone();
+        config.remove("compression_config");
         config.insert("quantization_config".into(), self.config(rules));
         if taken.contains(HEAD) && config.contains_key(TIED) {
             // the head is no longer the embedding
@@ -256,7 +257,9 @@ impl Workspace {
         for (name, text) in files {
             std::fs::write(whole.join(name), text).map_err(io(&whole.join(name)))?;
         }
-        for name in source.file_names()?.iter().filter(|n| !n.contains(".safetensors") && *n != "config.json") {
+        // a source that is quantized has configs of its own
+        let stays = |n: &str| !n.contains(".safetensors") && n != "config.json" && !QUANTIZATION_FILES.contains(&n);
+        for name in source.file_names()?.iter().filter(|n| stays(n)) {
             if let Some(bytes) = source.file(name)? {
                 std::fs::write(whole.join(name), bytes).map_err(io(&whole.join(name)))?;
             }

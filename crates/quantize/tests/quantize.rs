@@ -6,9 +6,8 @@ use billfish_formats::{BiasRule, Checkpoint, Dynamic, LinearWeight, Target, seri
 use billfish_kernels::{Activations, Backend, Isa};
 use billfish_models::{DecoderConfig, LoadOptions, LoneLayer, embed};
 use billfish_quantize::gptq::{Hessian, Order, Search};
-use billfish_quantize::{Event, Job, Method, ModuleQuality, Outcome, QuantizeError, Recipe, divergence, quantize, synth};
-use common::{Fresh, all_logits, fresh, load};
-use std::collections::BTreeMap;
+use billfish_quantize::{Event, Job, Method, ModuleQuality, Outcome, QuantizeError, Recipe, Statistics, divergence, quantize, synth};
+use common::{Fresh, all_logits, files, fresh, load};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +54,7 @@ impl Run<'_> {
             backend: backend(self.threads),
             memory: self.memory,
             resume: self.resume,
+            statistics: Statistics::Forget,
             stop: &stop,
         };
         quantize(&job, &mut |event| {
@@ -69,11 +69,6 @@ impl Run<'_> {
 
 fn run<'a>(source: &'a Checkpoint, recipe: &'a Recipe, samples: &'a [Vec<u32>]) -> Run<'a> {
     Run { source, recipe, samples, threads: 2, memory: None, resume: false, stop_after: None }
-}
-
-fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
-    entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
 }
 
 #[test]
@@ -101,6 +96,7 @@ fn threads_and_breaks_change_no_byte() {
         backend: backend(2),
         memory: None,
         resume: true,
+        statistics: Statistics::Forget,
         stop: &stop,
     };
     let resumed = quantize(&job, &mut |e| {

@@ -57,7 +57,7 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Write a model folder again in another format
     Convert(convert::Args),
-    /// Quantize a 16-bit folder
+    /// Quantize a 16-bit folder, or say what that would take
     Quantize(Box<quantize::Args>),
     /// Write a model folder with random weights, to try size and speed without a download
     Synth(synth::Args),

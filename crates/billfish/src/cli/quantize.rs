@@ -1,14 +1,16 @@
 //! `billfish quantize`: a 16-bit folder to a quantized one.
 
+mod dry_run;
+
 use super::Interrupted;
 use super::eval::read_text;
 use super::options::{count_bar, isa_from_env};
 use anyhow::{Context, Result, bail};
 use billfish::machine::free_memory;
-use billfish::{OpenOptions, read_tokenizer};
+use billfish::{Calibration, CalibrationOptions, OpenOptions, read_calibration};
 use billfish_formats::{Checkpoint, Dynamic, Target};
 use billfish_quantize::gptq::{Order, Search};
-use billfish_quantize::{Event, Job, Method, Outcome, Recipe, quantize};
+use billfish_quantize::{Event, Job, Method, Outcome, Recipe, Sequential, Statistics, quantize};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -36,6 +38,12 @@ enum SearchArg {
     Minmax,
     Mse,
     Hessian,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SequentialArg {
+    Quantized,
+    Dense,
 }
 
 #[derive(clap::Args)]
@@ -77,15 +85,29 @@ pub struct Args {
     /// Sweeps over codes and scales after the first choice; 0 for GPTQ as published
     #[arg(long, default_value_t = 2)]
     sweeps: usize,
-    /// Text to calibrate with: a UTF-8 file, or a .jsonl file with a `text` in each line
-    #[arg(long)]
+    /// Text to calibrate with: a UTF-8 file; a .jsonl file with `text`, `messages`, `tokens` or `input_ids` (and
+    /// `attention_mask`) in each line; or a folder of .txt and .jsonl files
+    #[arg(long, value_name = "FILE|DIR")]
     calibration: Option<PathBuf>,
     /// Calibration sequences
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, requires = "calibration", value_parser = at_least_one)]
     samples: usize,
-    /// Tokens of a calibration sequence
-    #[arg(long, default_value_t = 512)]
+    /// Tokens of a calibration sequence: of a piece of a text exactly, of a line of a .jsonl file at most
+    #[arg(long, default_value_t = 512, requires = "calibration", value_parser = at_least_two)]
     seqlen: usize,
+    /// Choose the sequences at random with this seed, instead of evenly spread
+    #[arg(long, requires = "calibration")]
+    seed: Option<u64>,
+    /// What modules see while they are calibrated: what the quantized modules before them give, or the dense ones
+    #[arg(long, value_enum, default_value = "quantized")]
+    sequential: SequentialArg,
+    /// Keep what the modules see (Hessians and numbers of tokens) in this new folder
+    #[arg(long, value_name = "DIR", requires = "calibration")]
+    save_stats: Option<PathBuf>,
+    /// Take it from there: the same bytes without text and without running the network. The model and all options that it
+    /// depends on must be the same; with --sequential dense these are no bits, order or search
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["calibration", "samples", "seqlen", "seed", "save_stats"])]
+    stats: Option<PathBuf>,
     /// Rules for modules as a quantization config has them under `dynamic`: a JSON object
     #[arg(long)]
     dynamic: Option<PathBuf>,
@@ -101,6 +123,12 @@ pub struct Args {
     /// Go on with work that was broken off
     #[arg(long)]
     resume: bool,
+    /// Take a folder that is quantized already; what it lost stays lost
+    #[arg(long)]
+    requantize: bool,
+    /// Say what it would take: bytes exactly, memory and time as estimates. Writes nothing
+    #[arg(long, conflicts_with = "resume")]
+    dry_run: bool,
     /// Threads to work with [default: as many as the machine offers]
     #[arg(long, short = 't', value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -157,40 +185,44 @@ impl Args {
             sweeps: self.sweeps,
             lm_head: self.lm_head,
             all_experts: self.all_experts,
+            sequential: match self.sequential {
+                SequentialArg::Quantized => Sequential::Quantized,
+                SequentialArg::Dense => Sequential::Dense,
+            },
+            requantize: self.requantize,
             dynamic,
             ..Recipe::default()
         })
     }
 
-    /// Calibration sequences: the text cut into pieces, or the rows of a jsonl file.
-    fn samples(&self, source: &Checkpoint) -> Result<Vec<Vec<u32>>> {
-        let Some(path) = &self.calibration else { return Ok(vec![]) };
-        let text = read_text(path)?;
-        let tokenizer = read_tokenizer(source)?;
-        if path.extension().is_none_or(|e| e != "jsonl") {
-            let ids = tokenizer.encode(&text, false)?;
-            let all: Vec<Vec<u32>> = ids.chunks_exact(self.seqlen.max(2)).map(<[u32]>::to_vec).collect();
-            // spread over the whole text
-            let wanted = self.samples.min(all.len());
-            return Ok((0..wanted).map(|i| all[i * all.len() / wanted].clone()).collect());
-        }
-        let mut samples = vec![];
-        for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-            let value: Value = serde_json::from_str(line).with_context(|| format!("{}: line {}", path.display(), i + 1))?;
-            let Some(text) = value["text"].as_str() else {
-                bail!("{}: line {}: expected a `text`, found none; give every line one", path.display(), i + 1);
-            };
-            let mut ids = tokenizer.encode(text, true)?;
-            ids.truncate(self.seqlen);
-            if ids.len() > 1 {
-                samples.push(ids);
-            }
-            if samples.len() == self.samples {
-                break;
-            }
-        }
-        Ok(samples)
+    /// Calibration sequences, if there is a text.
+    fn calibration(&self, source: &Checkpoint) -> Result<Option<Calibration>> {
+        let Some(path) = &self.calibration else { return Ok(None) };
+        let options = CalibrationOptions { samples: self.samples, seqlen: self.seqlen, seed: self.seed };
+        let read = read_calibration(source, path, &options)?;
+        read.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+        Ok(Some(read))
     }
+
+    fn statistics(&self) -> Statistics<'_> {
+        match (&self.save_stats, &self.stats) {
+            (Some(dir), _) => Statistics::Save(dir),
+            (None, Some(dir)) => Statistics::Use(dir),
+            (None, None) => Statistics::Forget,
+        }
+    }
+}
+
+fn at_least(least: usize, text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n >= least).ok_or_else(|| format!("expected {least} or more"))
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    at_least(1, text)
+}
+
+fn at_least_two(text: &str) -> Result<usize, String> {
+    at_least(2, text)
 }
 
 /// Ends after the current layer once Ctrl-C was pressed.
@@ -209,13 +241,17 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 pub fn run(args: &Args) -> Result<()> {
     let recipe = args.recipe()?;
     let source = Checkpoint::open(&args.model)?;
-    let samples = args.samples(&source)?;
+    let calibration = args.calibration(&source)?;
+    let samples = calibration.as_ref().map_or(&[][..], |c| &c.sequences);
     let options = OpenOptions { isa: isa_from_env()?, threads: args.threads.map(usize::from), ..OpenOptions::default() };
     let backend = Arc::new(options.backend()?);
     let stop = stop_on_ctrl_c()?;
     let memory = args.memory.or_else(|| free_memory().map(|free| free / 2));
-    let (out, resume) = (&*args.out, args.resume);
-    let job = Job { source: &source, out, recipe: &recipe, samples: &samples, backend, memory, resume, stop: &stop };
+    let (out, resume, statistics) = (&*args.out, args.resume, args.statistics());
+    let job = Job { source: &source, out, recipe: &recipe, samples, backend, memory, resume, statistics, stop: &stop };
+    if args.dry_run {
+        return dry_run::run(&job, args.json);
+    }
     let bar = count_bar("modules", 0);
     let outcome = quantize(&job, &mut |event| match event {
         Event::Layer { index, layers, found, done, modules } => {
@@ -240,7 +276,7 @@ pub fn run(args: &Args) -> Result<()> {
         let done = outcome.modules.len();
         return Err(Interrupted(format!("stopped after {done} modules; the same command with --resume goes on from there")).into());
     }
-    let report = report(args, &recipe, &outcome);
+    let report = report(args, &recipe, calibration.as_ref(), &outcome);
     let path = args.out.join("quant_report.json");
     std::fs::write(&path, format!("{report:#}\n")).with_context(|| path.display().to_string())?;
     print(args, &outcome, &report)
@@ -256,12 +292,20 @@ fn remarks(outcome: &Outcome) -> BTreeMap<String, Vec<&str>> {
     all
 }
 
-fn report(args: &Args, recipe: &Recipe, outcome: &Outcome) -> Value {
+fn report(args: &Args, recipe: &Recipe, calibration: Option<&Calibration>, outcome: &Outcome) -> Value {
     let t = &outcome.times;
+    let text = calibration.map(|c| {
+        let tokens: usize = c.sequences.iter().map(Vec::len).sum();
+        json!({"sequences": c.sequences.len(), "of": c.found, "tokens": tokens, "dropped_rows": c.dropped, "seed": args.seed})
+    });
     json!({
         "model": args.model.display().to_string(),
         "method": recipe.method.name(),
         "format": recipe.target.to_string(),
+        "calibration": text,
+        "statistics": args.stats.as_ref().map(|dir| dir.display().to_string()),
+        "sequential": recipe.sequential.name(),
+        "requantized_modules": outcome.requantized,
         "seconds": {
             "forward": t.forward.as_secs_f64(), "hessian": t.hessian.as_secs_f64(),
             "factor": t.factor.as_secs_f64(), "solve": t.solve.as_secs_f64(), "files": t.files.as_secs_f64(),
@@ -281,6 +325,9 @@ fn print(args: &Args, outcome: &Outcome, report: &Value) -> Result<()> {
     let bytes = outcome.written.as_ref().map_or(0, |w| w.bytes);
     let t = &outcome.times;
     writeln!(out, "{}: {} modules, {:.3} MB, mean output error {mean:.3e}", args.out.display(), outcome.modules.len(), bytes as f64 / 1e6)?;
+    if outcome.requantized > 0 {
+        writeln!(out, "{} modules were quantized before: errors are those against their weights as they were then", outcome.requantized)?;
+    }
     writeln!(
         out,
         "forward {:.1} s, Hessians {:.1} s, factors {:.1} s, codes {:.1} s, files and checks {:.1} s",

@@ -66,6 +66,21 @@ impl Hessian {
         }
     }
 
+    /// The half of the sums that counts, row after row.
+    pub(crate) fn lower(&self) -> impl Iterator<Item = &[f64]> {
+        self.sum.chunks(self.size.max(1)).enumerate().map(|(i, row)| &row[..=i])
+    }
+
+    /// The same, to be filled.
+    pub(crate) fn lower_mut(&mut self) -> impl Iterator<Item = &mut [f64]> {
+        self.sum.chunks_mut(self.size.max(1)).enumerate().map(|(i, row)| &mut row[..=i])
+    }
+
+    /// Says of how many rows the sums are, and how many were left out.
+    pub(crate) fn set_rows(&mut self, rows: u64, dropped: u64) {
+        (self.rows, self.dropped) = (rows, dropped);
+    }
+
     /// Mean square of each input.
     pub fn diagonal(&self) -> Vec<f64> {
         let scale = self.scale();
