@@ -7,7 +7,7 @@ use billfish_kernels::{Backend, Isa};
 use billfish_quantize::gptq::{Order, Search};
 use billfish_quantize::{Job, Method, Recipe, Statistics, predicted_bytes, quantize, synth};
 use billfish_tensor::DType;
-use common::fresh;
+use common::{fixture, fresh};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -69,6 +69,26 @@ fn predicted_bytes_are_those_of_the_file() {
         for (linear, settings, bytes) in &predicted.modules {
             let found = opened.describe(&linear.name).unwrap();
             assert_eq!((found.bytes, found.bits), (*bytes, settings.grid.bits), "{name} {}", linear.name);
+        }
+    }
+}
+
+#[test]
+fn experts_in_one_tensor_and_quantized_sources() {
+    for (name, requantize, lm_head) in [
+        ("qwen2moe-stacked-dense", false, false),
+        ("qwen2moe-stacked-dense", false, true),
+        ("llama-w4-sym-g32-act", true, false),
+        ("llama-awq-asym-g32", true, false),
+        ("llama-w4-lmhead", true, true),
+    ] {
+        let (source, out) = (Checkpoint::open(&fixture(name)).unwrap(), fresh(&format!("size-{name}-{lm_head}")));
+        for (target, bits, sym) in [(Target::GptqV2, 3, false), (Target::CompressedTensors, 8, true)] {
+            let recipe = Recipe { bits, sym, target, lm_head, requantize, group_size: Some(16), method: Method::Rtn, ..Recipe::default() };
+            let predicted = predicted_bytes(&source, &recipe).unwrap();
+            assert_eq!(predicted.total.tensors, write(&source, &recipe, &out), "{name} {target}");
+            assert_eq!((predicted.total.files, predicted.total.shards), weights(&out), "{name} {target}");
+            out.clear();
         }
     }
 }

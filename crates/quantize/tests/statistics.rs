@@ -5,7 +5,7 @@ mod common;
 use billfish_formats::{Checkpoint, Dynamic, Target, convert};
 use billfish_kernels::{Backend, Isa};
 use billfish_quantize::gptq::{Order, Search};
-use billfish_quantize::{Event, Job, Method, Outcome, QuantizeError, Recipe, Sequential, Statistics, quantize, synth};
+use billfish_quantize::{Event, Job, Method, Outcome, QuantizeError, Recipe, Sequential, Statistics, least_memory, quantize, synth};
 use common::{Fresh, files, fixture, fresh};
 use std::path::Path;
 use std::sync::Arc;
@@ -31,6 +31,7 @@ struct Run<'a> {
     samples: &'a [Vec<u32>],
     statistics: Statistics<'a>,
     resume: bool,
+    memory: Option<u64>,
     stop_after: Option<usize>,
 }
 
@@ -38,8 +39,8 @@ impl Run<'_> {
     fn to(self, out: &Path, recipe: &Recipe) -> Result<Outcome, QuantizeError> {
         let stop = AtomicBool::new(false);
         let backend = Arc::new(Backend::new(Isa::choose(None).unwrap(), 2).unwrap());
-        let Run { source, samples, statistics, resume, .. } = self;
-        quantize(&Job { source, out, recipe, samples, backend, memory: None, resume, statistics, stop: &stop }, &mut |event| {
+        let Run { source, samples, statistics, resume, memory, .. } = self;
+        quantize(&Job { source, out, recipe, samples, backend, memory, resume, statistics, stop: &stop }, &mut |event| {
             if let Event::Layer { index, .. } = event
                 && self.stop_after == Some(index)
             {
@@ -50,7 +51,14 @@ impl Run<'_> {
 }
 
 fn plain<'a>(source: &'a Checkpoint, samples: &'a [Vec<u32>]) -> Run<'a> {
-    Run { source, samples, statistics: Statistics::Forget, resume: false, stop_after: None }
+    Run { source, samples, statistics: Statistics::Forget, resume: false, memory: None, stop_after: None }
+}
+
+/// The memory that quantizing takes at least.
+fn least(source: &Checkpoint, samples: &[Vec<u32>]) -> u64 {
+    let (stop, recipe, backend) = (AtomicBool::new(false), recipe(), Arc::new(Backend::new(Isa::choose(None).unwrap(), 1).unwrap()));
+    let (out, statistics) = (Path::new("out"), Statistics::Forget);
+    least_memory(&Job { source, out, recipe: &recipe, samples, backend, memory: None, resume: false, statistics, stop: &stop }).unwrap()
 }
 
 #[test]
@@ -70,6 +78,15 @@ fn statistics_give_the_same_bytes_without_running_the_network() {
         assert!(files(&whole) == files(&used), "{spec}: the same bytes");
         assert_eq!(first.modules, second.modules, "{spec}: and the same report, rows and errors included");
         assert!(!first.times.forward.is_zero() && second.times.forward.is_zero(), "{spec}: {:?}", second.times);
+
+        // with so little memory that rows are on disk and experts come one after another
+        let (small, out) = (fresh(&format!("stats-{spec}-small")), fresh(&format!("stats-{spec}-small-out")));
+        let least = least(&source, &samples);
+        Run { statistics: Statistics::Save(&small), memory: Some(least), ..anew }.to(&out, &recipe()).unwrap();
+        assert!(files(&whole) == files(&out), "{spec}: memory changes nothing");
+        let out = fresh(&format!("stats-{spec}-small-used"));
+        Run { statistics: Statistics::Use(&small), ..again }.to(&out, &recipe()).unwrap();
+        assert!(files(&whole) == files(&out), "{spec}: nor in statistics");
 
         // a folder of statistics is not written over
         let error = save.to(&fresh("stats-over"), &recipe()).unwrap_err().to_string();
@@ -194,9 +211,15 @@ fn damaged_and_unfinished_statistics() {
 
 #[test]
 fn a_quantized_folder_is_quantized_again_from_its_exact_weights() {
-    for name in
-        ["llama-w4-sym-g128", "llama-w2-asym-g64", "llama-awq-asym-g32", "llama-ct-w8a16-channel", "qwen3moe-w4-sym-g32", "llama-w4-lmhead"]
-    {
+    for name in [
+        "llama-w4-sym-g128",
+        "llama-w2-asym-g64",
+        "llama-w4-sym-g32-act",
+        "llama-awq-asym-g32",
+        "llama-ct-w8a16-channel",
+        "qwen3moe-w4-sym-g32",
+        "llama-w4-lmhead",
+    ] {
         let source = Checkpoint::open(&fixture(name)).unwrap();
         let vocabulary = source.config()["vocab_size"].as_u64().unwrap() as u32;
         let samples: Vec<Vec<u32>> = samples().iter().map(|s| s.iter().map(|t| t % vocabulary).collect()).collect();
