@@ -24,6 +24,7 @@ mod recipe;
 mod report;
 mod room;
 mod rows;
+mod size;
 mod synth;
 mod workspace;
 
@@ -37,4 +38,5 @@ pub use protocol::Protocol;
 pub use recipe::{Method, Recipe};
 pub use report::{ModuleQuality, Times};
 pub use room::least_memory;
+pub use size::{PredictedBytes, module_bytes, predicted_bytes};
 pub use synth::{SynthReport, SynthSpec, synth, synthetic};

@@ -4,6 +4,7 @@
 use crate::QuantizeError;
 use crate::pipeline::HEAD;
 use crate::report::ModuleQuality;
+use crate::size::remaining_tensors;
 use billfish_formats::{
     BiasRule, Checkpoint, Header, LinearWeight, SafetensorsWriter, Source, TensorSpec, gptq_tensors, safetensors_header,
 };
@@ -235,12 +236,11 @@ impl Workspace {
                 taken.insert(module_of(name).to_string());
             }
         }
-        let rest: Vec<&str> = source.tensor_names().filter(|t| !(t.ends_with(".weight") && taken.contains(module_of(t)))).collect();
-        let specs: Vec<TensorSpec> = rest.iter().filter_map(|t| source.info(t).map(|i| ((*t).into(), i.dtype, i.shape.clone()))).collect();
+        let specs = remaining_tensors(source, &taken);
         let mut writer = SafetensorsWriter::create(&whole.join("rest.safetensors"), &specs)?;
-        for name in rest {
-            source.copy_bytes(name, &mut |piece| writer.write(name, piece))?;
-            map.insert(name.into(), json!("rest.safetensors"));
+        for (name, _, _) in specs {
+            source.copy_bytes(&name, &mut |piece| writer.write(&name, piece))?;
+            map.insert(name, json!("rest.safetensors"));
         }
         writer.finish()?;
         let mut config = source.config().clone();
