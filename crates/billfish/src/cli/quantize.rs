@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -162,35 +162,38 @@ impl Args {
         })
     }
 
-    /// Calibration sequences: the text cut into pieces, or the rows of a jsonl file.
     fn samples(&self, source: &Checkpoint) -> Result<Vec<Vec<u32>>> {
-        let Some(path) = &self.calibration else { return Ok(vec![]) };
-        let text = read_text(path)?;
-        let tokenizer = read_tokenizer(source)?;
-        if path.extension().is_none_or(|e| e != "jsonl") {
-            let ids = tokenizer.encode(&text, false)?;
-            let all: Vec<Vec<u32>> = ids.chunks_exact(self.seqlen.max(2)).map(<[u32]>::to_vec).collect();
-            // spread over the whole text
-            let wanted = self.samples.min(all.len());
-            return Ok((0..wanted).map(|i| all[i * all.len() / wanted].clone()).collect());
-        }
-        let mut samples = vec![];
-        for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-            let value: Value = serde_json::from_str(line).with_context(|| format!("{}: line {}", path.display(), i + 1))?;
-            let Some(text) = value["text"].as_str() else {
-                bail!("{}: line {}: expected a `text`, found none; give every line one", path.display(), i + 1);
-            };
-            let mut ids = tokenizer.encode(text, true)?;
-            ids.truncate(self.seqlen);
-            if ids.len() > 1 {
-                samples.push(ids);
-            }
-            if samples.len() == self.samples {
-                break;
-            }
-        }
-        Ok(samples)
+        self.calibration.as_ref().map_or(Ok(vec![]), |path| samples(source, path, self.samples, self.seqlen))
     }
+}
+
+/// Calibration sequences: the text cut into pieces, or the rows of a jsonl file.
+pub fn samples(source: &Checkpoint, path: &Path, most: usize, seqlen: usize) -> Result<Vec<Vec<u32>>> {
+    let text = read_text(path)?;
+    let tokenizer = read_tokenizer(source)?;
+    if path.extension().is_none_or(|e| e != "jsonl") {
+        let ids = tokenizer.encode(&text, false)?;
+        let all: Vec<Vec<u32>> = ids.chunks_exact(seqlen.max(2)).map(<[u32]>::to_vec).collect();
+        // spread over the whole text
+        let wanted = most.min(all.len());
+        return Ok((0..wanted).map(|i| all[i * all.len() / wanted].clone()).collect());
+    }
+    let mut samples = vec![];
+    for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let value: Value = serde_json::from_str(line).with_context(|| format!("{}: line {}", path.display(), i + 1))?;
+        let Some(text) = value["text"].as_str() else {
+            bail!("{}: line {}: expected a `text`, found none; give every line one", path.display(), i + 1);
+        };
+        let mut ids = tokenizer.encode(text, true)?;
+        ids.truncate(seqlen);
+        if ids.len() > 1 {
+            samples.push(ids);
+        }
+        if samples.len() == most {
+            break;
+        }
+    }
+    Ok(samples)
 }
 
 /// Ends after the current layer once Ctrl-C was pressed.
