@@ -461,11 +461,7 @@ impl Work<'_> {
 }
 
 /// The weight of a dense module, `[N, K]`, and its bias.
-pub(crate) fn dense_weight(
-    source: &Checkpoint,
-    config: &DecoderConfig,
-    l: &Linear,
-) -> Result<(Vec<f32>, Option<Vec<f32>>), QuantizeError> {
+pub(crate) fn dense_weight(source: &Checkpoint, config: &DecoderConfig, l: &Linear) -> Result<(Vec<f32>, Option<Vec<f32>>), QuantizeError> {
     // a tied head is the embedding, whatever stands under its own name
     if l.name == HEAD && config.tie_word_embeddings {
         let table = source.dense(&format!("{EMBEDDING}.weight"), &[l.out_features, l.in_features])?;

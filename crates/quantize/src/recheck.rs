@@ -1,10 +1,10 @@
 //! Errors that a report tells, measured again from the folder as it is stored: what was damaged since is found and named.
 
+use crate::QuantizeError;
 use crate::gptq::Hessian;
 use crate::hidden::batches;
 use crate::pipeline::{HEAD, dense_weight};
 use crate::report::{ModuleQuality, errors, group_errors};
-use crate::QuantizeError;
 use billfish_formats::{BiasRule, Checkpoint, LinearWeight};
 use billfish_kernels::Backend;
 use billfish_models::{DecoderConfig, Linear, LoadOptions, LoneLayer};
@@ -63,7 +63,12 @@ pub fn recheck(job: &Recheck<'_>, progress: &mut dyn FnMut(&str)) -> Result<Vec<
     let one_sided = stored.iter().map(String::as_str).find(|m| !reported.contains_key(m));
     if let Some(module) = one_sided.or_else(|| reported.keys().copied().find(|m| !stored.contains(*m))) {
         let found = if stored.contains(module) { "it in the folder only" } else { "it in the report only" };
-        return Err(QuantizeError::setting(module, "a module of folder and report", found, "give the report that was written with the folder"));
+        return Err(QuantizeError::setting(
+            module,
+            "a module of folder and report",
+            found,
+            "give the report that was written with the folder",
+        ));
     }
     let head = Linear { name: HEAD.into(), in_features: config.hidden_size, out_features: config.vocab_size, bias: false };
     let mut check = Check { job, base, config: &base_config, reported, deviations: vec![] };
