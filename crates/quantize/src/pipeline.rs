@@ -95,10 +95,8 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
     let count = predicted_bytes(job.source, job.recipe)?.modules.len();
     let room = Room::of(job, &config)?;
     let planar = all.iter().any(|l| matches!(job.recipe.settings(&l.name), Ok(Some(s)) if matches!(s.grid.bits, 5..=7)));
-    let (workspace, begun) = Workspace::open(job.out, &settings(job)?, planar, job.resume)?;
-    if !begun {
-        check_finite(job.source, &workers(job))?;
-    }
+    let finite = || check_finite(job.source, &workers(job));
+    let workspace = Workspace::open(job.out, &settings(job)?, planar, job.resume, &finite)?;
     let mut work = Work { job, config: &config, workspace: &workspace, room, rules: Map::new(), modules: vec![], times: Times::default() };
     let mut hidden: Option<Hidden> = None;
     let mut parts: Vec<String> = vec![];

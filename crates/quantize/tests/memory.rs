@@ -78,7 +78,7 @@ fn memory_is_bounded() {
 
     // 100,000 tokens, whose rows are 26 MB
     synth(&"tiny".parse().unwrap(), &out, 1, true, 1, &[], &mut |_, _| ()).unwrap();
-    let samples: Vec<Vec<u32>> = (0..100u32).map(|s| (0..1000).map(|i| (i * i * 31 + s * 77 + i * 5) % 256).collect()).collect();
+    let samples: Vec<Vec<u32>> = (0..1000u32).map(|s| (0..100).map(|i| (i * i * 31 + s * 77 + i * 5) % 256).collect()).collect();
     let recipe = Recipe { group_size: Some(32), ..Recipe::default() };
     let source = Checkpoint::open(&out).unwrap();
     let (target, stop) = (fresh("memory-quantized"), AtomicBool::new(false));

@@ -185,7 +185,7 @@ fn a_quantized_head_is_no_longer_the_embedding() {
 
 #[test]
 fn weights_that_are_not_numbers_are_refused_before_anything_is_computed() {
-    let dir = dense("tiny", "robust-nan");
+    let dir = dense("tiny", "robust-nan-source");
     let samples = samples(256);
     for (tensor, at, name) in [("model.layers.1.mlp.down_proj.weight", 5, "nan"), ("model.norm.weight", 3, "infinity")] {
         let broken = changed(&dir, &format!("robust-{name}"), |n, view| {
