@@ -143,15 +143,17 @@ fn errors_are_measured_again() {
         ["eval", "errors", out, "--base", &base, "--calibration", text.to_str().unwrap(), "--samples", "2", "--seqlen", "64", "--json"];
     let found = json(&again);
     assert_eq!((&found["modules"], &found["deviations"]), (&42.into(), &serde_json::json!([])));
-    // the last bytes of the file are scales of the last module
+    // one bit of a scale of the first group of a module
     let path = dir.path().join("out/model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
-    let at = bytes.len() - 2;
-    bytes[at] ^= 1;
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let offset = tensors["model.layers.3.mlp.down_proj.scales"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[8 + header + offset] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
     let (code, stdout, err) = output(billfish(&["eval", "errors", out, "--base", &base]));
     assert!(code == 2 && err.contains("does not tell"), "{code} {err}");
-    assert!(stdout.contains(": group ") && stdout.contains("1 not as reported"), "{stdout}");
+    assert!(stdout.contains("model.layers.3.mlp.down_proj: group 0: ") && stdout.contains("1 not as reported"), "{stdout}");
     assert!(error(&["eval", "errors", &base, "--base", &base]).contains("quant_report.json"));
     let memory = ["quantize", &base, &format!("{out}2"), "--calibration", text.to_str().unwrap(), "--memory"];
     assert!(error(&[&memory[..], &["1MB"]].concat()).contains("GB or more"));
