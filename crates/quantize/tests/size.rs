@@ -22,7 +22,7 @@ fn weights(dir: &Path) -> (u64, usize) {
 
 fn write(source: &Checkpoint, recipe: &Recipe, out: &Path) -> u64 {
     let (stop, backend) = (AtomicBool::new(false), Arc::new(Backend::new(Isa::choose(None).unwrap(), 2).unwrap()));
-    let job = Job { source, out, recipe, samples: &[], backend, resume: false, stop: &stop };
+    let job = Job { source, out, recipe, samples: &[], backend, memory: None, resume: false, stop: &stop };
     quantize(&job, &mut |_| ()).unwrap().written.unwrap().bytes
 }
 
