@@ -6,6 +6,7 @@ use crate::hidden::{Hidden, batches};
 use crate::job::{Job, check, settings, workers};
 use crate::report::{Errors, ModuleQuality, Times, errors};
 use crate::room::Room;
+use crate::size::predicted_bytes;
 use crate::statistics::{Statistics, Store};
 use crate::workspace::{Tensors, Workspace};
 use crate::{QuantizeError, Sequential};
@@ -73,11 +74,10 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
     let job = &Job { source: unstacked.as_ref().unwrap_or(job.source), backend: Arc::clone(&job.backend), ..*job };
     let all = config.linears(job.source);
     check(job, &all)?;
+    // refuses what the format has no place for, before anything is computed
+    let count = predicted_bytes(job.source, job.recipe)?.modules.len();
     let room = Room::of(job, &config)?;
-    let chosen = |l: &&Linear| matches!(job.recipe.settings(&l.name), Ok(Some(_)));
     let planar = all.iter().any(|l| matches!(job.recipe.settings(&l.name), Ok(Some(s)) if matches!(s.grid.bits, 5..=7)));
-    let parts = (0..config.layers).map(|i| replaceable(job.source, &config, i).concat().concat());
-    let count = parts.map(|l| l.iter().filter(chosen).count()).sum::<usize>() + usize::from(job.recipe.lm_head);
     let settings = settings(job)?;
     // what stands in the way is found before anything is made or taken away
     let used = match job.statistics {
@@ -85,14 +85,12 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
         Statistics::Save(path) if !job.resume => billfish_formats::check_free(path).map(|()| None)?,
         _ => None,
     };
-    let (workspace, begun) = Workspace::open(job.out, &settings, planar, job.resume)?;
+    let finite = || check_finite(job.source, &workers(job));
+    let workspace = Workspace::open(job.out, &settings, planar, job.resume, &finite)?;
     let store = match job.statistics {
         Statistics::Save(path) => Some(Store::create(path, job.recipe, &settings, job.resume)?),
         _ => used,
     };
-    if !begun {
-        check_finite(job.source, &workers(job))?;
-    }
     let requantized = job.source.quantized_modules().len();
     let (modules, times) = (vec![], Times::default());
     let mut work = Work { job, config: &config, workspace: &workspace, room, store, rules: Map::new(), modules, times };
@@ -351,7 +349,7 @@ impl Work<'_> {
             let few = shared.hessian.rows() < self.job.recipe.fallback_rows && self.job.observes();
             let settings = if few { Settings { propagate: false, sweeps: 0, ..settings } } else { settings };
             let begin = Instant::now();
-            let (weight, bias) = self.weight(&linear)?;
+            let (weight, bias) = dense_weight(self.job.source, self.config, &linear)?;
             self.times.files += begin.elapsed();
             let begin = Instant::now();
             let alike =
@@ -374,24 +372,6 @@ impl Work<'_> {
             out.push(Done { module: linear.name.clone(), matrix, tensors });
         }
         Ok(out)
-    }
-
-    /// The weight of a module of the source, `[N, K]`, and its bias.
-    fn weight(&self, l: &Linear) -> Result<(Vec<f32>, Option<Vec<f32>>), QuantizeError> {
-        let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
-        // a tied head is the embedding, whatever stands under its own name
-        if l.name == HEAD && self.config.tie_word_embeddings && !self.job.source.has_codes(HEAD) {
-            let table = self.job.source.dense(&format!("{EMBEDDING}.weight"), &[l.out_features, l.in_features])?;
-            return Ok((table.to_f32(), None));
-        }
-        match self.job.source.linear(&l.name, l.in_features, l.out_features, rule)? {
-            LinearWeight::Dense { weight, bias } => Ok((weight.to_f32(), bias)),
-            LinearWeight::Quantized(m) => {
-                let (mut codes, mut weight) = (vec![], vec![0.0; l.in_features * l.out_features]);
-                m.dequantize_columns(0..l.out_features, &mut codes, &mut weight);
-                Ok((weight, m.bias().map(<[f32]>::to_vec)))
-            }
-        }
     }
 
     /// Makes the tensors of a module, reads it back from them as the loader reads it from a file, and measures that
@@ -473,6 +453,24 @@ impl Work<'_> {
         self.workspace.keep(part, kept, rows, &report)?;
         self.times.files += begin.elapsed();
         Ok(())
+    }
+}
+
+/// The weight of a dense module, `[N, K]`, and its bias.
+pub(crate) fn dense_weight(source: &Checkpoint, config: &DecoderConfig, l: &Linear) -> Result<(Vec<f32>, Option<Vec<f32>>), QuantizeError> {
+    // a tied head is the embedding, whatever stands under its own name
+    if l.name == HEAD && config.tie_word_embeddings && !source.has_codes(HEAD) {
+        let table = source.dense(&format!("{EMBEDDING}.weight"), &[l.out_features, l.in_features])?;
+        return Ok((table.to_f32(), None));
+    }
+    let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
+    match source.linear(&l.name, l.in_features, l.out_features, rule)? {
+        LinearWeight::Dense { weight, bias } => Ok((weight.to_f32(), bias)),
+        LinearWeight::Quantized(m) => {
+            let (mut codes, mut weight) = (vec![], vec![0.0; l.in_features * l.out_features]);
+            m.dequantize_columns(0..l.out_features, &mut codes, &mut weight);
+            Ok((weight, m.bias().map(<[f32]>::to_vec)))
+        }
     }
 }
 

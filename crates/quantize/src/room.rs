@@ -16,7 +16,7 @@ pub(crate) struct Room {
 
 /// Bytes of a Hessian of this many inputs.
 pub(crate) fn hessian(inputs: usize) -> u64 {
-    8 * (inputs as u64) * (inputs as u64)
+    (inputs as u64).saturating_mul(inputs as u64).saturating_mul(8)
 }
 
 impl Room {
@@ -106,4 +106,20 @@ fn token(c: &DecoderConfig) -> u64 {
     let widest = c.intermediate_size.max(shared);
     // the rows themselves twice, norms and outputs, queries, keys and values twice, gate and up twice; and integers of them
     4 * (6 * c.hidden_size + 3 * q + 4 * kv + 5 * widest + 2 * routed) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_share_what_is_left() {
+        let groups = |hessians, sizes: &[usize]| Room { held: false, hessians }.groups(sizes.iter().copied());
+        // the first is always there
+        assert_eq!(groups(0, &[1000, 10, 10]), 1);
+        assert_eq!(groups(800, &[1000, 10, 10]), 2);
+        assert_eq!(groups(1599, &[1000, 10, 10]), 2);
+        assert_eq!(groups(1600, &[1000, 10, 10]), 3);
+        assert_eq!(groups(u64::MAX, &[usize::MAX, usize::MAX, 1]), 3);
+    }
 }

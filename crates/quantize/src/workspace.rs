@@ -37,8 +37,14 @@ pub(crate) struct Workspace {
 
 impl Workspace {
     /// Opens the folder beside `out`. What is there is kept if `resume` and it was made with the same `settings`, an error
-    /// if they differ, and taken away otherwise. Says whether it was kept.
-    pub fn open(out: &Path, settings: &Value, planar: bool, resume: bool) -> Result<(Self, bool), QuantizeError> {
+    /// if they differ, and taken away otherwise; then work begins once `check` has passed.
+    pub fn open(
+        out: &Path,
+        settings: &Value,
+        planar: bool,
+        resume: bool,
+        check: &dyn Fn() -> Result<(), QuantizeError>,
+    ) -> Result<Self, QuantizeError> {
         let name = out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "out".into());
         let path = out.with_file_name(format!(".{name}.quantizing"));
         let this = Self { path, planar };
@@ -51,7 +57,7 @@ impl Workspace {
             _ => None,
         };
         match found {
-            Some(found) if found["settings"] == *settings => return Ok((this, true)),
+            Some(found) if found["settings"] == *settings => return Ok(this),
             Some(found) => {
                 let differing = settings.as_object().into_iter().flatten().filter(|(k, v)| found["settings"][k.as_str()] != **v);
                 let keys: Vec<&str> = differing.map(|(k, _)| k.as_str()).collect();
@@ -62,7 +68,7 @@ impl Workspace {
                     remedy: "give the same options, or leave --resume out to begin anew".into(),
                 });
             }
-            None => {}
+            None => check()?,
         }
         match std::fs::remove_dir_all(&this.path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(QuantizeError::io(&this.path, e)),
@@ -70,7 +76,7 @@ impl Workspace {
         }
         std::fs::create_dir_all(&this.path).map_err(|e| QuantizeError::io(&this.path, e))?;
         this.write(STATE, format!("{:#}\n", json!({"settings": settings})).as_bytes())?;
-        Ok((this, false))
+        Ok(this)
     }
 
     /// Writes a file as a whole: under another name first.

@@ -160,3 +160,47 @@ impl Hessian {
         Err(NotPositive)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gptq::{Grid, Order, Prepared, Search, Settings};
+    use billfish_kernels::Isa;
+    use billfish_tensor::DType;
+
+    /// No rows give such a sum; rounding may come near it.
+    fn indefinite(off: f64) -> Hessian {
+        Hessian { size: 2, sum: vec![1.0, 0.0, off, 1.0], rows: 1, dropped: 0 }
+    }
+
+    #[test]
+    fn what_is_not_positive_is_damped_then_raised_then_given_up() {
+        let backend = Backend::new(Isa::choose(None).unwrap(), 1).unwrap();
+        let factor = |off| indefinite(off).factor(&backend, &[0, 1], 0.01);
+        let damped = factor(1.055).unwrap();
+        assert!((damped.damp - 0.06).abs() < 1e-9 && !damped.floored, "{damped:?}");
+        let raised = factor(2.05).unwrap();
+        assert!(raised.damp == 1.0 && raised.floored, "{raised:?}");
+        assert_eq!(factor(5.0).unwrap_err(), NotPositive);
+
+        // then weights become their nearest levels, and the solution says so
+        let grid = Grid { bits: 4, sym: true, signed: false, lowest_zero: 0, stored: DType::F16 };
+        let (order, search) = (Order::None, Search::MinMax);
+        let settings = Settings { grid, group_size: None, order, search, damp: 0.01, propagate: true, sweeps: 2 };
+        let weight = [0.75, -0.33];
+        let found = Prepared::new(&backend, &indefinite(5.0), &settings).solve(&backend, &weight, &settings);
+        assert!(found.fallback && found.damp == 0.0);
+        let step = f64::from(found.scales[0]);
+        let nearest = weight.map(|w| (f64::from(w) / step).round() + 8.0);
+        assert_eq!(found.codes.iter().map(|&c| f64::from(c)).collect::<Vec<_>>(), nearest);
+    }
+
+    #[test]
+    fn the_whole_sum_has_both_halves() {
+        let backend = Backend::new(Isa::choose(None).unwrap(), 1).unwrap();
+        let mut h = Hessian::new(3);
+        assert_eq!(h.clone().whole(), [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], "nothing was seen");
+        h.add(&backend, &[1.0, 2.0, 0.0, 3.0, 4.0, 0.0]);
+        assert_eq!(h.whole(), [10.0, 14.0, 0.0, 14.0, 20.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+}
