@@ -59,7 +59,9 @@ mod writer;
 pub use checkpoint::{BiasRule, Checkpoint, LinearWeight};
 pub use config_files::{QUANTIZATION_FILES, RawQuantization};
 pub use contradiction::Contradiction;
-pub use convert::{Converted, Loss, ModuleShape, Sizes, Target, check_free, convert, folder_sizes, gptq_tensors, module_tensors};
+pub use convert::{
+    Converted, Loss, ModuleShape, Sizes, Target, check_free, convert, folder_sizes, gptq_tensors, module_tensors, rule_patterns,
+};
 pub use dialect::{Evidence, ZeroDialect, ZeroLabel};
 pub use diff::{Diff, KeyDiff, ModuleDiff, PartDiff, TensorDiff, Verdict, diff};
 pub use dynamic::{Dynamic, Match, Overrides, Rule};

@@ -3,6 +3,7 @@
 //! * [`quantize()`] makes a quantized folder of a dense one; [`gptq`] is the solver for one module.
 //! * [`perplexity()`] scores a tokenized text under one of the usual [`Protocol`]s.
 //! * [`divergence()`] compares a model's predictions with another's, [`choose`] scores answers to questions.
+//! * [`plan`] finds widths and group sizes for a size.
 //! * [`eval_logits`] writes the logits of given tokens to a file, for comparison with any other program.
 //! * [`synth()`] writes a model folder of a well-known shape with random weights, in bounded memory: what speed and memory
 //!   are measured with when the real weights are not at hand. [`synthetic`] opens the same without writing it.
@@ -21,6 +22,7 @@ mod job;
 mod logits;
 mod perplexity;
 mod pipeline;
+pub mod plan;
 mod protocol;
 mod recheck;
 mod recipe;

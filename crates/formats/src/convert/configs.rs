@@ -25,19 +25,29 @@ fn settings(r: &ModuleReport) -> Settings {
     Settings { bits: r.bits, group_size, sym: r.sym && r.midpoint, desc_act: r.act_order }
 }
 
-/// Patterns that match these names alone, and the name of the module that vLLM makes of several where all of them are
-/// there: its rules are matched with that name only.
-fn patterns(names: &[&str]) -> Vec<String> {
+/// Patterns of rules that match these of `all` modules alone, and the name of the module that vLLM makes of several where
+/// all of them are there: its rules are matched with that name only. Experts of a block that all are there are one pattern.
+pub fn rule_patterns(names: &[&str], all: &[&str]) -> Vec<String> {
+    const EXPERTS: &str = ".experts.";
     let (mut out, mut done) = (vec![], BTreeSet::new());
+    let wanted: BTreeSet<&str> = names.iter().copied().collect();
+    let mut incomplete: BTreeSet<&str> = BTreeSet::new();
+    for other in all.iter().filter(|n| !wanted.contains(*n)) {
+        incomplete.extend(other.split_once(EXPERTS).map(|(block, _)| block));
+    }
     for name in names {
-        let (parent, last) = name.rsplit_once('.').map_or(("", *name), |(parent, last)| (parent, last));
-        let fused = FusedModules::llama();
-        let group = fused
-            .groups()
-            .find(|(_, parts)| parts.iter().any(|p| p == last) && parts.iter().all(|p| names.contains(&format!("{parent}.{p}").as_str())));
-        let last = group.map_or_else(|| last.into(), |(whole, parts)| format!("(?:{}|{whole})", parts.join("|")));
-        let dot = if parent.is_empty() { "" } else { "\\." };
-        let pattern = format!("^{}{dot}{last}$", parent.replace('.', "\\."));
+        let pattern = match name.split_once(EXPERTS).filter(|(block, _)| !incomplete.contains(block)) {
+            Some((block, _)) => format!("^{}\\.experts(?:\\..*)?$", block.replace('.', "\\.")),
+            None => {
+                let (parent, last) = name.rsplit_once('.').map_or(("", *name), |(parent, last)| (parent, last));
+                let fused = FusedModules::llama();
+                let whole = |parts: &[String]| parts.iter().all(|p| wanted.contains(format!("{parent}.{p}").as_str()));
+                let group = fused.groups().find(|(_, parts)| parts.iter().any(|p| p == last) && whole(parts));
+                let last = group.map_or_else(|| last.into(), |(whole, parts)| format!("(?:{}|{whole})", parts.join("|")));
+                let dot = if parent.is_empty() { "" } else { "\\." };
+                format!("^{}{dot}{last}$", parent.replace('.', "\\."))
+            }
+        };
         if done.insert(pattern.clone()) {
             out.push(pattern);
         }
@@ -80,14 +90,15 @@ fn gptq(source: &Checkpoint, modules: &[ModuleReport], base: Settings, format: &
     let mut dynamic = Map::new();
     let dense = dense_modules(source, modules);
     let dense: Vec<&str> = dense.iter().map(String::as_str).filter(|m| *m != "lm_head").collect();
-    for pattern in patterns(&dense) {
+    let all: Vec<&str> = modules.iter().map(|m| m.module.as_str()).chain(dense.iter().copied()).collect();
+    for pattern in rule_patterns(&dense, &all) {
         dynamic.insert(format!("-:{pattern}"), json!({}));
     }
     let mut others: BTreeMap<Settings, Vec<&str>> = BTreeMap::new();
     modules.iter().filter(|m| settings(m) != base).for_each(|m| others.entry(settings(m)).or_default().push(&m.module));
     for (s, names) in others {
         let rule = json!({"bits": s.bits, "group_size": s.group_size, "sym": s.sym, "desc_act": s.desc_act});
-        for pattern in patterns(&names) {
+        for pattern in rule_patterns(&names, &all) {
             dynamic.insert(format!("+:{pattern}"), rule.clone());
         }
     }

@@ -12,6 +12,7 @@ mod output;
 mod size;
 mod tensors;
 
+pub use configs::rule_patterns;
 pub use encode::ModuleShape;
 pub use output::check_free;
 pub use size::{Sizes, folder_sizes, module_tensors};
