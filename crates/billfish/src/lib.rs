@@ -20,6 +20,7 @@ mod doctor;
 mod engines;
 mod error;
 mod experts;
+mod forecast;
 mod generation;
 mod loaded;
 pub mod machine;
@@ -37,6 +38,7 @@ pub use doctor::{Examination, Finding, Fixed, Severity, examine, examine_unopene
 pub use engines::{EngineVerdict, Outcome, engines};
 pub use error::Error;
 pub use experts::{ExpertLayer, expert_layers};
+pub use forecast::{Forecast, forecast};
 pub use loaded::{GenerateOptions, LoadedModel, OpenOptions, read_tokenizer, unused_warning};
 pub use machine::Machine;
 pub use summary::Summary;

@@ -9,6 +9,7 @@ mod eval;
 mod explain;
 mod inspect;
 mod options;
+mod plan;
 mod quantize;
 mod run;
 mod size;
@@ -59,6 +60,8 @@ enum Command {
     Convert(convert::Args),
     /// Quantize a 16-bit folder, or say what that would take
     Quantize(Box<quantize::Args>),
+    /// Choose widths and group sizes for a size, by measuring, or by what modules are
+    Plan(Box<plan::Args>),
     /// Write a model folder with random weights, to try size and speed without a download
     Synth(synth::Args),
 }
@@ -105,6 +108,7 @@ pub fn run() -> anyhow::Result<()> {
         Command::Eval(command) => eval::run(&command),
         Command::Convert(args) => convert::run(&args),
         Command::Quantize(args) => quantize::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Synth(args) => synth::run(&args),
     }
 }
