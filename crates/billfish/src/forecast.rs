@@ -26,8 +26,10 @@ pub struct Forecast {
     pub tokens_per_second: f64,
 }
 
-/// Columns of a panel of quantized weights, and of dense ones: what is padded to them is memory too.
-const PANELS: [usize; 2] = [16, 64];
+/// Columns of a panel: what is padded to them is memory too.
+const PANEL: usize = 64;
+/// The table that tokens become rows of.
+const EMBEDDING: &str = "model.embed_tokens";
 
 /// The forecast for the dense folder `source`, quantized as `predicted` says, on this machine.
 ///
@@ -42,7 +44,7 @@ pub fn forecast(source: &Checkpoint, predicted: &PredictedBytes, backend: &Backe
             Some(settings) => packed_bytes(&l, settings)?,
             None => {
                 let Some(info) = source.info(&format!("{}.weight", l.name)) else { continue };
-                let columns = if l.name == EMBEDDING && !config.tie_word_embeddings { 1 } else { PANELS[1] };
+                let columns = if l.name == EMBEDDING && !config.tie_word_embeddings { 1 } else { PANEL };
                 (l.in_features * info.dtype.size()) as u64 * l.out_features.next_multiple_of(columns) as u64
             }
         };
@@ -69,12 +71,10 @@ pub fn forecast(source: &Checkpoint, predicted: &PredictedBytes, backend: &Backe
     })
 }
 
-const EMBEDDING: &str = "model.embed_tokens";
-
 /// Bytes of a quantized module in the layout of the kernels: as many panels as its columns need, one of which is packed to
 /// see what it takes.
 fn packed_bytes(l: &Linear, s: &Settings) -> Result<u64, Error> {
-    let (k, n) = (l.in_features, PANELS[0]);
+    let (k, n) = (l.in_features, PANEL);
     let group = s.group_size.unwrap_or(k).max(1);
     let groups = k.div_ceil(group);
     let zeros = if s.grid.sym { Zeros::Midpoint } else { Zeros::PerGroup(vec![1; groups * n]) };

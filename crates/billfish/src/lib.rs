@@ -24,6 +24,7 @@ mod forecast;
 mod generation;
 mod loaded;
 pub mod machine;
+mod quant_page;
 mod summary;
 mod vllm;
 
@@ -41,6 +42,7 @@ pub use experts::{ExpertLayer, expert_layers};
 pub use forecast::{Forecast, forecast};
 pub use loaded::{GenerateOptions, LoadedModel, OpenOptions, read_tokenizer, unused_warning};
 pub use machine::Machine;
+pub use quant_page::quant_page;
 pub use summary::Summary;
 pub use vllm::{VllmModule, VllmReport, vllm};
 

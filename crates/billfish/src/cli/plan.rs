@@ -35,7 +35,7 @@ enum MethodArg {
 }
 
 #[derive(clap::Args)]
-#[group(id = "aim", required = true, multiple = false, args = ["max_size", "bits_per_weight", "preset"])]
+#[command(group(clap::ArgGroup::new("aim").required(true).args(["max_size", "bits_per_weight", "preset"])))]
 pub struct Args {
     /// The folder to quantize later: config.json, *.safetensors of 16- or 32-bit floats, tokenizer.json
     model: PathBuf,

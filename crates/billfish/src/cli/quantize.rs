@@ -7,7 +7,7 @@ use super::eval::read_text;
 use super::options::{count_bar, isa_from_env};
 use anyhow::{Context, Result, bail};
 use billfish::machine::free_memory;
-use billfish::{Calibration, CalibrationOptions, OpenOptions, read_calibration};
+use billfish::{Calibration, CalibrationOptions, OpenOptions, quant_page, read_calibration};
 use billfish_formats::{Checkpoint, Dynamic, Target};
 use billfish_quantize::gptq::{Order, Search};
 use billfish_quantize::{Event, Job, Method, Outcome, Recipe, Sequential, Statistics, quantize};
@@ -279,6 +279,8 @@ pub fn run(args: &Args) -> Result<()> {
     let report = report(args, &recipe, calibration.as_ref(), &outcome);
     let path = args.out.join("quant_report.json");
     std::fs::write(&path, format!("{report:#}\n")).with_context(|| path.display().to_string())?;
+    let path = args.out.join("quant_report.html");
+    std::fs::write(&path, quant_page(&report)).with_context(|| path.display().to_string())?;
     print(args, &outcome, &report)
 }
 
