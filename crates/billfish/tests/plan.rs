@@ -60,6 +60,7 @@ fn a_plan_comes_true() {
     // options that cannot be
     assert!(error(&["plan", &base]).contains("--max-size"));
     assert!(error(&["plan", &base, "--max-size", "1GB"]).contains("--calibration"));
+    assert!(error(&["plan", &base, "--preset", "dense", "--bits", "4"]).contains("cannot be used with"));
     assert!(error(&["plan", &base, "--preset", "dense", "--format", "awq"]).contains("one group size"));
     assert!(error(&["plan", &base, "--bits-per-weight", "3", "--group-sizes", "0", "--calibration", text]).contains("--group-sizes"));
     assert!(error(&[&measure[..], &["--bits-per-weight", "NaN"]].concat()).contains("bits-per-weight"));

@@ -167,6 +167,8 @@ fn what_cannot_be_planned_is_refused() {
     };
     assert!(refused(&recipe, &candidates(), &[]).contains("calibration"));
     assert!(refused(&recipe, &[], &samples).contains("candidates"));
+    let many: Vec<Choice> = (1..70).map(|g| Choice { bits: 4, group_size: Some(g) }).collect();
+    assert!(refused(&recipe, &many, &samples).contains("at most 64"));
     let message = refused(&recipe, &[Choice { bits: 4, group_size: Some(48) }], &samples);
     assert!(message.contains("do not divide"), "{message}");
     let message = refused(&recipe, &[Choice { bits: 5, group_size: Some(32) }], &samples);

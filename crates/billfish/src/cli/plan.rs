@@ -49,25 +49,25 @@ pub struct Args {
     #[arg(long, value_enum)]
     preset: Option<PresetArg>,
     /// Text to measure with, as for quantize: a text, a .jsonl file or a folder of such
-    #[arg(long)]
+    #[arg(long, conflicts_with = "preset")]
     calibration: Option<PathBuf>,
     /// Calibration sequences
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, conflicts_with = "preset")]
     samples: usize,
     /// Tokens of a calibration sequence
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, conflicts_with = "preset")]
     seqlen: usize,
-    /// On how many of the sequences predictions are compared
-    #[arg(long, default_value_t = 4)]
-    probes: usize,
+    /// On how many of the sequences predictions are compared, at most on all
+    #[arg(long, default_value_t = 4, conflicts_with = "preset", value_parser = clap::value_parser!(u16).range(1..))]
+    probes: u16,
     /// Choose calibration sequences by random numbers of this seed [default: evenly spread]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "preset")]
     seed: Option<u64>,
     /// Widths to choose from
-    #[arg(long, value_delimiter = ',', default_value = "2,3,4,8", value_parser = clap::value_parser!(u32).range(2..=8))]
+    #[arg(long, value_delimiter = ',', default_value = "2,3,4,8", conflicts_with = "preset", value_parser = clap::value_parser!(u32).range(2..=8))]
     bits: Vec<u32>,
     /// Group sizes to choose from; -1 for one group a column
-    #[arg(long, value_delimiter = ',', default_value = "32,64,128", allow_negative_numbers = true)]
+    #[arg(long, value_delimiter = ',', default_value = "32,64,128", conflicts_with = "preset", allow_negative_numbers = true)]
     group_sizes: Vec<i64>,
     /// Zero points at the midpoint [default]
     #[arg(long, overrides_with = "asym")]
@@ -79,10 +79,10 @@ pub struct Args {
     #[arg(long)]
     format: Option<Target>,
     /// How codes will be chosen
-    #[arg(long, value_enum, default_value = "gptq")]
+    #[arg(long, value_enum, default_value = "gptq", conflicts_with = "preset")]
     method: MethodArg,
     /// Let the Hessian of every expert see all tokens
-    #[arg(long)]
+    #[arg(long, conflicts_with = "preset")]
     all_experts: bool,
     /// Write the rules to this file: a quantization config with `dynamic`, for `quantize --dynamic`
     #[arg(long, short)]
@@ -197,7 +197,8 @@ fn measured(
     let options = CalibrationOptions { samples: args.samples, seqlen: args.seqlen, seed: args.seed };
     let text = read_calibration(source, path, &options)?;
     text.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
-    let job = Study { source, recipe, candidates, samples: &text.sequences, probes: args.probes, backend: Arc::clone(backend) };
+    let job =
+        Study { source, recipe, candidates, samples: &text.sequences, probes: usize::from(args.probes), backend: Arc::clone(backend) };
     let bar = count_bar("layers", 0);
     let found = study(&job, &mut |done, layers| {
         bar.set_length(layers as u64);
@@ -292,10 +293,12 @@ fn print(args: &Args, recipe: &Recipe, planned: &Planned, forecast: &Forecast) -
     match &args.output {
         Some(path) => {
             let asym = if recipe.sym { "" } else { " --asym" };
+            let method = if recipe.method == Method::Rtn { " --method rtn" } else { "" };
+            let experts = if recipe.all_experts { " --all-experts" } else { "" };
             let text = args.calibration.as_ref().map_or_else(|| "TEXT".into(), |p| p.display().to_string());
             writeln!(
                 out,
-                "billfish quantize {} OUT --format {}{asym} --dynamic {} --calibration {text}",
+                "billfish quantize {} OUT --format {}{asym}{method}{experts} --dynamic {} --calibration {text}",
                 args.model.display(),
                 recipe.target,
                 path.display()

@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 /// Columns of a module that are quantized to learn its error.
 const COLUMNS: usize = 128;
+/// Most choices; each is solved for each unit.
+const MOST: usize = 64;
 /// The width beside the least at which divergences are measured.
 const MIDDLE: u32 = 4;
 
@@ -123,6 +125,10 @@ pub fn study(job: &Study<'_>, progress: &mut dyn FnMut(usize, usize)) -> Result<
             found,
             "plan with the folder that this one was made from",
         ));
+    }
+    if job.candidates.len() > MOST {
+        let (expected, found) = (format!("at most {MOST} choices"), job.candidates.len().to_string());
+        return Err(QuantizeError::setting("candidates", expected, found, "name fewer widths or group sizes"));
     }
     let references = references(job.candidates);
     if references.is_empty() {
