@@ -31,10 +31,9 @@ fn a_plan_comes_true() {
     let text = fixture("text/valid-20k.txt");
     let text = text.to_str().unwrap();
     let (rules, out) = (path(&dir, "rules.json"), path(&dir, "out"));
-    let measure = ["plan", &base, "--calibration", text, "--samples", "2", "--seqlen", "64", "--bits", "2,4", "--group-sizes", "64,128"];
-    let plan = |budget: [&str; 2]| json(&[&measure[..], &budget, &["--method", "rtn", "-o", &rules, "--json"]].concat());
-    let found = plan(["--bits-per-weight", "3.1"]);
-    assert!(found["bits_per_weight"].as_f64().unwrap() <= 3.1 && found["bits_per_weight"].as_f64().unwrap() > 3.0, "{found}");
+    let measure = ["plan", &base, "--calibration", text, "--samples", "1", "--seqlen", "64", "--bits", "2,4", "--group-sizes", "128"];
+    let found = json(&[&measure[..], &["--bits-per-weight", "3.2", "--method", "rtn", "-o", &rules, "--json"]].concat());
+    assert!(found["bits_per_weight"].as_f64().unwrap() <= 3.2 && found["bits_per_weight"].as_f64().unwrap() > 3.1, "{found}");
     assert!(found["kld"].as_f64().unwrap() > 0.0 && found["tokens_per_second"].as_f64().unwrap() > 0.0);
     assert_eq!(found["modules"].as_array().unwrap().len(), 4 * 6);
     let stored: Value = serde_json::from_slice(&std::fs::read(&rules).unwrap()).unwrap();
@@ -51,10 +50,8 @@ fn a_plan_comes_true() {
     let page = std::fs::read_to_string(format!("{out}/quant_report.html")).unwrap();
     assert!(page.contains("model.layers.5.mlp.down_proj") && page.contains("Outlier channels"));
 
-    // a size of files
-    let size = format!("{}", file_bytes(&out));
-    assert!(plan(["--max-size", &size])["bytes"].as_u64().unwrap() <= file_bytes(&out));
-    let message = error(&[&measure[..], &["--max-size", "1MB"]].concat());
+    // a size that is too small
+    let message = error(&[&measure[..], &["--max-size", "1MB", "--method", "rtn"]].concat());
     assert!(message.contains("max-size") && message.contains("at least"), "{message}");
 
     // options that cannot be

@@ -34,6 +34,12 @@ enum MethodArg {
     Gptq,
 }
 
+/// A width that is a number.
+fn width(text: &str) -> Result<f64, String> {
+    let wrong = || format!("expected a number above 0, found `{text}`");
+    text.parse::<f64>().ok().filter(|bits| bits.is_finite() && *bits > 0.0).ok_or_else(wrong)
+}
+
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("aim").required(true).args(["max_size", "bits_per_weight", "preset"])))]
 pub struct Args {
@@ -43,7 +49,7 @@ pub struct Args {
     #[arg(long, value_parser = size::bytes)]
     max_size: Option<u64>,
     /// The most bits for each weight of the quantized modules, scales and zero points included
-    #[arg(long)]
+    #[arg(long, value_parser = width)]
     bits_per_weight: Option<f64>,
     /// Choose by what modules are, without measuring
     #[arg(long, value_enum)]
