@@ -6,7 +6,7 @@ use billfish_formats::{Checkpoint, Dynamic, GroupSize};
 use billfish_kernels::{Backend, Isa};
 use billfish_quantize::plan::{Budget, Choice, Preset, Sensitivity, Study, preset, study};
 use billfish_quantize::{Job, Method, Recipe, Statistics, predicted_bytes, quantize, synth};
-use common::{Fresh, fresh};
+use common::{Fresh, fixture, fresh};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -44,7 +44,7 @@ fn written(source: &Checkpoint, recipe: &Recipe, out: &Path) -> u64 {
     let stop = AtomicBool::new(false);
     let samples = samples();
     let statistics = Statistics::Forget;
-    let job = Job { source, out, recipe, samples: &samples, backend: backend(), resume: false, stop: &stop, statistics };
+    let job = Job { source, out, recipe, samples: &samples, backend: backend(), memory: None, resume: false, stop: &stop, statistics };
     quantize(&job, &mut |_| ()).unwrap();
     let files = std::fs::read_dir(out).unwrap().map(|e| e.unwrap());
     files.filter(|e| e.file_name().to_str().unwrap().contains(".safetensors")).map(|e| e.metadata().unwrap().len()).sum()
@@ -134,6 +134,21 @@ fn what_is_predicted_is_what_is_written() {
             }
         }
     }
+}
+
+#[test]
+fn experts_in_one_tensor_are_planned_one_by_one() {
+    let (source, out) = (Checkpoint::open(&fixture("qwen2moe-stacked-dense")).unwrap(), fresh("plan-stacked-out"));
+    let vocabulary = source.config()["vocab_size"].as_u64().unwrap() as u32;
+    let samples: Vec<Vec<u32>> = samples().iter().map(|s| s.iter().map(|t| t % vocabulary).collect()).collect();
+    let candidates = [3, 4].map(|bits| Choice { bits, group_size: Some(16) });
+    let recipe = recipe();
+    let job = Study { source: &source, recipe: &recipe, candidates: &candidates, samples: &samples, probes: 2, backend: backend() };
+    let found = study(&job, &mut |_, _| ()).unwrap();
+    assert!(found.units.iter().any(|u| u.modules.iter().any(|l| l.name.ends_with("mlp.experts.1.up_proj"))));
+    let fit = found.fit(&source, &recipe, Budget::BitsPerWeight(5.0)).unwrap();
+    let planned = Recipe { dynamic: Dynamic::parse("plan", &fit.rules).unwrap(), ..recipe };
+    assert_eq!(written(&source, &planned, &out), fit.predicted.total.files);
 }
 
 #[test]

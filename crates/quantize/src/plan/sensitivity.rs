@@ -6,8 +6,10 @@
 //! one solution for a few columns each, by the method that will be used.
 
 use super::predictions::divergences;
+use crate::finite::check_finite;
 use crate::gptq::{Hessian, Prepared, Settings};
-use crate::pipeline::{batches, dense_weight};
+use crate::hidden::batches;
+use crate::pipeline::dense_weight;
 use crate::{QuantizeError, Recipe, module_bytes};
 use billfish_formats::{Checkpoint, Dynamic};
 use billfish_kernels::{Activations, Backend, Matrix, PackedDense, Part, Weight};
@@ -135,6 +137,10 @@ pub fn study(job: &Study<'_>, progress: &mut dyn FnMut(usize, usize)) -> Result<
         return Err(QuantizeError::setting("candidates", "widths and group sizes to choose from", "none", "name some"));
     }
     let config = DecoderConfig::from_json(&format!("{}/config.json", job.source.name()), job.source.config())?;
+    check_finite(job.source, &|count, body| job.backend.pool().run(count, body))?;
+    // experts in one tensor are seen one by one
+    let unstacked = config.unstacked(job.source)?;
+    let job = &Study { source: unstacked.as_ref().unwrap_or(job.source), backend: Arc::clone(&job.backend), ..*job };
     let lengths: Vec<usize> = job.samples.iter().map(Vec::len).collect();
     let probes = &lengths[..job.probes.clamp(1, lengths.len())];
     let mut rows = billfish_models::embed(job.source, &config, &job.samples.concat())?;
@@ -143,10 +149,6 @@ pub fn study(job: &Study<'_>, progress: &mut dyn FnMut(usize, usize)) -> Result<
     for index in 0..config.layers {
         progress(index, config.layers);
         let mut layer = LoneLayer::load(job.source, &config, index, Arc::clone(&job.backend), options)?;
-        if layer.has_stacked_experts() {
-            let found = format!("experts of layer {index} in one tensor");
-            return Err(QuantizeError::setting("model", "experts one by one", found, "save the model with a tensor for each expert"));
-        }
         // what was disturbed below is not disturbed again
         for v in &mut running.variants {
             run(&mut layer, &mut v.rows, probes, config.hidden_size);
@@ -242,7 +244,7 @@ impl Running<'_> {
         let mut portion = Portion { modules: vec![], errors: BTreeMap::new(), rounded: BTreeMap::new(), measured: vec![] };
         let plainly = |choice| Ok::<_, QuantizeError>(Settings { propagate: false, sweeps: 0, ..settings(job.recipe, choice)? });
         for (modules, hessian) in groups {
-            let sampled = modules.iter().map(|l| some_columns(job, l)).collect::<Result<Vec<_>, _>>()?;
+            let sampled = modules.iter().map(|l| some_columns(job, self.config, l)).collect::<Result<Vec<_>, _>>()?;
             let of = |choices: &[Choice], how: &dyn Fn(Choice) -> Result<Settings, QuantizeError>, sums: &mut _| {
                 add_errors(job, choices, how, (modules, &sampled, hessian), sums)
             };
@@ -258,7 +260,7 @@ impl Running<'_> {
             for (modules, hessian) in groups {
                 let ready = Prepared::new(&job.backend, hessian, &settings);
                 for l in modules {
-                    let (weight, bias) = dense_weight(job.source, l)?;
+                    let (weight, bias) = dense_weight(job.source, self.config, l)?;
                     let found = ready.solve(&job.backend, &weight, &settings).weights(l.in_features, settings.group_size);
                     layer.replace(&l.name, dense(l, &found, bias)?);
                 }
@@ -268,7 +270,7 @@ impl Running<'_> {
             self.variants.push(Variant { unit: at, portion: self.units[at].len(), rows });
         }
         for l in &portion.modules {
-            let (weight, bias) = dense_weight(job.source, l)?;
+            let (weight, bias) = dense_weight(job.source, self.config, l)?;
             layer.replace(&l.name, dense(l, &weight, bias)?);
         }
         self.units[at].push(portion);
@@ -277,8 +279,8 @@ impl Running<'_> {
 }
 
 /// Some of a module's columns, evenly spread.
-fn some_columns(job: &Study<'_>, l: &Linear) -> Result<Vec<f32>, QuantizeError> {
-    let (weight, _) = dense_weight(job.source, l)?;
+fn some_columns(job: &Study<'_>, config: &DecoderConfig, l: &Linear) -> Result<Vec<f32>, QuantizeError> {
+    let (weight, _) = dense_weight(job.source, config, l)?;
     let (k, count) = (l.in_features, l.out_features.min(COLUMNS));
     let columns = (0..count).map(|i| i * l.out_features / count);
     Ok(columns.flat_map(|c| weight[c * k..(c + 1) * k].iter().copied()).collect())
