@@ -16,10 +16,13 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod blocks;
 mod engine;
 mod error;
 mod logprobs;
+mod prefix;
 mod sampler;
+mod scheduler;
 mod session;
 mod stats;
 mod submission;
