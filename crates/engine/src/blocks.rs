@@ -2,10 +2,8 @@
 //! keys and values lie elsewhere.
 
 use crate::prefix::Digest;
+use billfish_models::BLOCK;
 use std::collections::HashMap;
-
-/// Tokens of a block.
-pub(crate) const BLOCK: usize = 16;
 
 /// The end of the list of free blocks.
 const NONE: u32 = u32::MAX;

@@ -4,7 +4,8 @@
 //! one over all else that the keys and values depend on. Equal names mean equal sequences as far as anybody can make
 //! SHA-256 collide, and the tokens of a block are compared as well.
 
-use crate::blocks::{BLOCK, Name};
+use crate::blocks::Name;
+use billfish_models::BLOCK;
 use sha2::{Digest as _, Sha256};
 
 /// A hash.

@@ -4,8 +4,9 @@
 //! lacks one token gets it first, then prompts take what is left of the budget in the order of their ranks, then those who
 //! wait begin. Where blocks run out, the last by rank gives up all of its own and waits to be computed again.
 
-use crate::blocks::{BLOCK, BlockPool};
+use crate::blocks::BlockPool;
 use crate::prefix::Chain;
+use billfish_models::BLOCK;
 use std::collections::BTreeMap;
 
 /// Who goes first: the lowest.

@@ -1,6 +1,7 @@
 //! Requests side by side on the built-in model: each gets what it gets alone.
 
 mod common;
+mod heard;
 
 use billfish_engine::{
     Completion, Engine, EngineError, EngineOptions, FinishReason, Happened, Request, RequestId, SamplingParams, Session, StopCause,
@@ -10,68 +11,6 @@ use billfish_models::Model;
 use common::open;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// What an engine told of one choice.
-#[derive(Debug, Default, PartialEq)]
-struct Told {
-    tokens: Vec<u32>,
-    text: String,
-    logprobs: Vec<TokenLogprob>,
-    end: Option<(FinishReason, Option<StopCause>)>,
-}
-
-/// What an engine told of one request.
-#[derive(Debug, Default)]
-struct Heard {
-    prompt: Option<(usize, Option<Vec<Option<TokenLogprob>>>)>,
-    choices: BTreeMap<usize, Told>,
-    failed: Option<EngineError>,
-    /// Events after which there should have been none.
-    late: usize,
-}
-
-impl Heard {
-    fn of(&mut self, choice: usize) -> &mut Told {
-        let told = self.choices.entry(choice).or_default();
-        self.late += usize::from(told.end.is_some());
-        told
-    }
-
-    fn hear(&mut self, happened: Happened) {
-        self.late += usize::from(self.failed.is_some());
-        match happened {
-            Happened::Prompt { cached_tokens, logprobs } => {
-                self.late += usize::from(self.prompt.is_some());
-                self.prompt = Some((cached_tokens, logprobs));
-            }
-            Happened::Token { choice, token, text, logprob } => {
-                let told = self.of(choice);
-                told.tokens.push(token);
-                told.text.push_str(&text);
-                told.logprobs.extend(logprob);
-            }
-            Happened::End { choice, text, reason, stop } => {
-                let told = self.of(choice);
-                told.text.push_str(&text);
-                told.end = Some((reason, stop));
-            }
-            Happened::Failed(error) => self.failed = Some(error),
-        }
-    }
-}
-
-type All = BTreeMap<RequestId, Heard>;
-
-fn step(engine: &mut Engine<&Model>, all: &mut All) -> bool {
-    engine.step(&mut |id, happened| all.entry(id).or_default().hear(happened)).unwrap()
-}
-
-fn run(engine: &mut Engine<&Model>, all: &mut All) {
-    while step(engine, all) {}
-    assert!(all.values().all(|h| h.late == 0), "nothing comes after an end");
-    let stats = engine.stats();
-    assert_eq!((stats.running, stats.waiting, stats.blocks_used), (0, 0, 0));
-}
 
 /// A prompt of `length` tokens and a way to choose.
 fn prompt(length: usize, seed: u32) -> Vec<u32> {
