@@ -45,16 +45,7 @@ impl PromptLogprobs {
 impl Choice {
     /// The first choice of a request; the others are born when the prompt has run.
     pub fn new(answer: Answer, unborn: Vec<Answer>, length: usize) -> Self {
-        Choice {
-            answer,
-            unborn,
-            memory: None,
-            length,
-            deadline: None,
-            prompt_logprobs: None,
-            drafts: Acceptance::default(),
-            ending: None,
-        }
+        Choice { answer, unborn, memory: None, length, deadline: None, prompt_logprobs: None, drafts: Acceptance::default(), ending: None }
     }
 
     /// Another choice of the same request.

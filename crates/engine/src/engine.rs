@@ -47,7 +47,11 @@ impl<M: Deref<Target = Model>> Engine<M> {
         let block = model.kv_shape().block_bytes().max(1) as u64;
         let blocks = u32::try_from(options.kv_cache_memory / block).unwrap_or(u32::MAX - 1);
         if blocks == 0 {
-            return wrong("kv-cache-memory", format!("at least {block} bytes, one block of the cache"), options.kv_cache_memory.to_string());
+            return wrong(
+                "kv-cache-memory",
+                format!("at least {block} bytes, one block of the cache"),
+                options.kv_cache_memory.to_string(),
+            );
         }
         let room = blocks as usize * BLOCK;
         let made_for = model.config().max_position_embeddings.unwrap_or(usize::MAX);
@@ -56,8 +60,7 @@ impl<M: Deref<Target = Model>> Engine<M> {
             return wrong("max-model-len", format!("2 to {room}, which is what the cache holds"), max_model_len.to_string());
         }
         let pool = KvPool::with_blocks(model.kv_shape(), blocks as usize).map_err(|e| EngineError::Memory(e.to_string()))?;
-        let limits =
-            Limits { sequences: options.max_num_seqs, budget: options.max_num_batched_tokens, prefix: options.prefix_caching };
+        let limits = Limits { sequences: options.max_num_seqs, budget: options.max_num_batched_tokens, prefix: options.prefix_caching };
         Ok(Engine {
             model,
             tokenizer,

@@ -15,7 +15,8 @@ use std::sync::Arc;
 /// One of seventeen requests: some share a beginning, some are longer than a step, some ask for logprobs or two choices.
 fn submission(i: usize, vocab: u32) -> Submission {
     let length = [70, 3, 41, 130, 1, 60, 33, 16, 17, 48][i % 10];
-    let prompt = (0..length as u32).map(|k| if k < 40 && i.is_multiple_of(2) { k * 7 } else { k * 97 + i as u32 * 31 } % (vocab - 5) + 3).collect();
+    let prompt =
+        (0..length as u32).map(|k| if k < 40 && i.is_multiple_of(2) { k * 7 } else { k * 97 + i as u32 * 31 } % (vocab - 5) + 3).collect();
     let sampling = SamplingParams {
         temperature: [0.9, 0.0, 0.7][i % 3],
         repetition_penalty: if i % 4 == 3 { 1.3 } else { 1.0 },
@@ -81,7 +82,8 @@ fn essence(heard: &Heard) -> String {
     };
     let prompt = heard.prompt.as_ref().unwrap().1.as_ref();
     let prompt: Option<Vec<_>> = prompt.map(|all| all.iter().map(|l| l.as_ref().map(bits)).collect());
-    let choices: Vec<_> = heard.choices.values().map(|t| (&t.tokens, &t.text, t.logprobs.iter().map(bits).collect::<Vec<_>>(), &t.end)).collect();
+    let choices: Vec<_> =
+        heard.choices.values().map(|t| (&t.tokens, &t.text, t.logprobs.iter().map(bits).collect::<Vec<_>>(), &t.end)).collect();
     format!("{prompt:?} {choices:?}")
 }
 

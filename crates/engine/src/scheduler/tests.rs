@@ -209,7 +209,8 @@ impl World {
 
     /// Runs until nobody is left; everybody has a bounded wait.
     fn drain(&mut self) {
-        let tokens: usize = self.scheduler.waiting().chain(self.scheduler.running()).map(|s| (s.tokens.len() + s.state.left) * (1 + s.state.unborn)).sum();
+        let tokens: usize =
+            self.scheduler.waiting().chain(self.scheduler.running()).map(|s| (s.tokens.len() + s.state.left) * (1 + s.state.unborn)).sum();
         let mut steps = 0;
         while self.step() {
             steps += 1;
