@@ -2,7 +2,7 @@
 
 use crate::turn::Turn;
 use crate::{Completion, EngineError, PREFILL_CHUNK, Request};
-use billfish_models::{Cache, Logits, Model, Part, RESERVED_AHEAD, Scratch};
+use billfish_models::{BLOCK, KvPool, Logits, Model, Part, RESERVED_AHEAD, Scratch, Sequence};
 use billfish_text::Tokenizer;
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,8 @@ struct Running<'r> {
     index: usize,
     turn: Turn<'r>,
     request: &'r Request<'r>,
-    cache: Cache,
-    /// What is in the cache.
+    sequence: Sequence,
+    /// What is in the sequence.
     tokens: Vec<u32>,
     /// The token that was chosen last; the prompt comes first.
     next: u32,
@@ -31,16 +31,53 @@ struct Running<'r> {
     prompted: Duration,
 }
 
+/// One pool for all, that grows as it must.
+struct Blocks {
+    pool: KvPool,
+    free: Vec<u32>,
+    free_slots: Vec<u32>,
+}
+
+impl Blocks {
+    /// Gives a sequence room for `tokens` tokens in all.
+    fn give(&mut self, sequence: &mut Sequence, tokens: usize) {
+        let table = sequence.table_mut();
+        table.reserve(tokens);
+        while table.capacity() < tokens {
+            let block = self.free.pop().unwrap_or_else(|| {
+                let (first, missing) = (self.pool.blocks(), (tokens - table.capacity()).div_ceil(BLOCK));
+                self.pool.grow(first + missing);
+                self.free.extend((first as u32 + 1..(first + missing) as u32).rev());
+                first as u32
+            });
+            table.push(block);
+        }
+    }
+
+    /// Takes back all that a sequence had.
+    fn take(&mut self, sequence: &Sequence) {
+        self.free.extend(sequence.table().blocks().iter().rev());
+        self.free_slots.push(sequence.table().slot());
+    }
+}
+
 impl<'r> Running<'r> {
-    fn new(model: &Model, tokenizer: &'r Tokenizer, index: usize, request: &'r Request<'r>) -> Result<Self, EngineError> {
+    fn new(
+        model: &Model,
+        tokenizer: &'r Tokenizer,
+        blocks: &mut Blocks,
+        index: usize,
+        request: &'r Request<'r>,
+    ) -> Result<Self, EngineError> {
         let mut turn = Turn::new(tokenizer, request)?;
         model.check(request.prompt, 0)?;
         turn.out.timings.prompt_tokens = request.prompt.len();
         let (prompt, ahead) = (request.prompt.len(), request.max_tokens.min(RESERVED_AHEAD));
-        let mut cache = model.new_cache(prompt.saturating_add(request.max_tokens));
-        cache.reserve(prompt + ahead);
+        let slot = blocks.free_slots.pop().unwrap_or_default();
+        let mut sequence = model.new_sequence(slot, prompt.saturating_add(request.max_tokens));
+        blocks.give(&mut sequence, prompt + ahead);
         let tokens = Vec::with_capacity(prompt + ahead);
-        Ok(Running { index, turn, request, cache, tokens, next: 0, count: 0, prompted: Duration::ZERO })
+        Ok(Running { index, turn, request, sequence, tokens, next: 0, count: 0, prompted: Duration::ZERO })
     }
 
     fn prompt_left(&self) -> usize {
@@ -59,15 +96,17 @@ impl<'r> Running<'r> {
     }
 
     /// Its part of the next pass.
-    fn part(&mut self) -> Part<'_> {
+    fn part(&mut self, blocks: &mut Blocks) -> Part<'_> {
         let at = self.tokens.len();
         let (tokens, want) = match self.prompt_left() {
             0 => (std::slice::from_ref(&self.next), Logits::Last),
             left if left == self.count && self.request.max_tokens > 0 => (&self.request.prompt[at..], Logits::Last),
             _ => (&self.request.prompt[at..at + self.count], Logits::None),
         };
-        self.turn.make_room(&mut self.cache);
-        Part { cache: &mut self.cache, tokens, want }
+        if let Some(room) = self.turn.room(self.sequence.len(), self.sequence.table().capacity()) {
+            blocks.give(&mut self.sequence, room);
+        }
+        Part { sequence: &mut self.sequence, tokens, want }
     }
 
     /// Takes over what the pass gave. Returns whether the request goes on.
@@ -119,10 +158,12 @@ pub fn generate_batch(
     let mut waiting = requests.iter().enumerate();
     let mut running: Vec<Running> = vec![];
     let (mut scratch, mut logits) = (Scratch::default(), vec![]);
+    let slots = most.clamp(1, requests.len().max(1)) as u32;
+    let mut blocks = Blocks { pool: KvPool::new(model.kv_shape()), free: vec![], free_slots: (0..slots).rev().collect() };
     loop {
         while running.len() < most.max(1) {
             let Some((index, request)) = waiting.next() else { break };
-            match Running::new(model, tokenizer, index, request) {
+            match Running::new(model, tokenizer, &mut blocks, index, request) {
                 Ok(r) => running.push(r),
                 Err(e) => {
                     done[index] = Some(Err(e));
@@ -135,8 +176,8 @@ pub fn generate_batch(
         }
         let mut room = PREFILL_CHUNK;
         running.iter_mut().for_each(|r| r.plan(&mut room));
-        let mut parts: Vec<Part> = running.iter_mut().filter(|r| r.count > 0).map(Running::part).collect();
-        let pass = model.forward_batch(&mut parts, &mut scratch)?;
+        let mut parts: Vec<Part> = running.iter_mut().filter(|r| r.count > 0).map(|r| r.part(&mut blocks)).collect();
+        let pass = model.forward_batch(&mut blocks.pool, &mut parts, &mut scratch)?;
         drop(parts);
         let (mut part, mut i) = (0, 0);
         while let Some(r) = running.get_mut(i) {
@@ -157,6 +198,7 @@ pub fn generate_batch(
                 continue;
             }
             let mut ended = running.remove(i);
+            blocks.take(&ended.sequence);
             ended.turn.out.timings.generation = begin.elapsed().saturating_sub(ended.prompted);
             done[index] = Some(goes_on.and_then(|_| ended.turn.finish(&mut emit)));
             events(index, BatchEvent::End);

@@ -148,7 +148,9 @@ impl<'m> Session<'m> {
 
         let begin = Instant::now();
         while let Some(token) = turn.step(&mut self.logits, &self.tokens, emit)? {
-            turn.make_room(&mut self.cache);
+            if let Some(room) = turn.room(self.cache.len(), self.cache.capacity()) {
+                self.cache.reserve(room);
+            }
             self.run(&[token], Logits::Last)?;
             turn.out.timings.steps += 1;
         }
@@ -162,7 +164,8 @@ impl<'m> Session<'m> {
         let logits = match logits {
             Ok(logits) => logits,
             Err(e) => {
-                self.cache.truncate(self.tokens.len());
+                let kept = self.cache.truncate(self.tokens.len());
+                self.tokens.truncate(kept);
                 return Err(e.into());
             }
         };

@@ -1,7 +1,7 @@
 //! What becomes of one request: from logits to tokens, from tokens to text, until it ends.
 
 use crate::{Completion, EngineError, FinishReason, Request, Sampler, Timings};
-use billfish_models::{Cache, RESERVED_AHEAD};
+use billfish_models::RESERVED_AHEAD;
 use billfish_text::{Detokenizer, StopMatcher, Tokenizer};
 use std::sync::atomic::Ordering;
 
@@ -62,13 +62,11 @@ impl<'r> Turn<'r> {
         Ok(Some(token))
     }
 
-    /// Room for what the next tokens add, outside of the pass that adds them: for the rest of the answer, but no more than
-    /// a plan may reserve.
-    pub fn make_room(&self, cache: &mut Cache) {
-        if cache.len() == cache.capacity() {
-            let rest = self.request.max_tokens.saturating_sub(self.out.tokens.len());
-            cache.reserve(cache.len() + rest.clamp(1, RESERVED_AHEAD));
-        }
+    /// Tokens that a sequence without room for one more is to get room for, outside of the pass that adds it: for the rest of
+    /// the answer, but no more than a plan may reserve.
+    pub fn room(&self, len: usize, capacity: usize) -> Option<usize> {
+        let rest = self.request.max_tokens.saturating_sub(self.out.tokens.len());
+        (len == capacity).then(|| len + rest.clamp(1, RESERVED_AHEAD))
     }
 
     /// Gives out the text that was held back.
