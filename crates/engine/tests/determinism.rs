@@ -49,6 +49,8 @@ struct Way {
 }
 
 const PLENTY: usize = 2000;
+/// Less than two of the longest sequences.
+const TINY: usize = 16;
 
 fn go(model: &mut Model, tokenizer: &Tokenizer, load: LoadOptions, way: Way) -> (Vec<Heard>, billfish_engine::Stats) {
     model.reconfigure(Arc::new(Backend::new(Isa::choose(None).unwrap(), way.threads).unwrap()), load);
@@ -101,9 +103,10 @@ fn check(model: &mut Model, tokenizer: &Tokenizer, load: LoadOptions, ways: &[Wa
         for (i, heard) in heard.iter().enumerate() {
             assert_eq!(essence(heard), alone[i % 17], "request {} of {way:?}, {load:?}", i % 17);
         }
-        assert_eq!(stats.prefix_hits > 0, way.prefix, "{way:?}");
-        assert_eq!(stats.preemptions > 0, way.blocks < 100, "{way:?}");
-        assert_eq!(stats.accepted_tokens > 0, way.drafts, "{way:?}: {stats:?}");
+        // a tiny cache may have forgotten everything
+        assert!(if way.prefix { stats.prefix_hits > 0 || way.blocks == TINY } else { stats.prefix_hits == 0 }, "{way:?}");
+        assert_eq!(stats.preemptions > 0, way.blocks == TINY, "{way:?}");
+        assert_eq!(stats.drafts > 0, way.drafts, "{way:?}");
     }
 }
 
@@ -117,9 +120,9 @@ fn a_request_gets_what_it_gets_alone() {
     for (threads, budget, prefix, blocks) in [
         (1, 16, false, PLENTY),
         (2, 512, false, PLENTY),
-        (1, 512, true, 40),
+        (1, 512, true, TINY),
         (2, 16, true, PLENTY),
-        (2, 16, false, 40),
+        (2, 16, false, TINY),
         (2, 512, true, PLENTY),
     ] {
         ways.push(Way { threads, budget, prefix, blocks, drafts: false, requests: ALL });
@@ -136,7 +139,7 @@ fn so_it_is_with_every_storage_of_keys_and_values() {
     for kind in KvType::ALL {
         let load = LoadOptions { kv_type: Some(kind), ..LoadOptions::default() };
         let way = Way { threads: 1, budget: 512, prefix: true, blocks: PLENTY, drafts: true, requests: ALL };
-        let ways = [way, Way { budget: 16, threads: 2, blocks: 40, ..way }, Way { budget: 16, prefix: false, blocks: 40, ..way }];
+        let ways = [way, Way { budget: 16, threads: 2, blocks: TINY, ..way }, Way { budget: 16, prefix: false, blocks: TINY, ..way }];
         check(&mut model, &tokenizer, load, &ways);
     }
 }
@@ -145,7 +148,7 @@ fn so_it_is_with_every_storage_of_keys_and_values() {
 fn so_it_is_with_windows_experts_and_planned_lengths() {
     for folder in ["qwen2-window-dense", "llama-rope-dynamic-dense", "qwen3moe-w4-sym-g32"] {
         let (mut model, tokenizer) = open_folder(&format!("fixtures/{folder}"));
-        let way = Way { threads: 2, budget: 16, prefix: true, blocks: 40, drafts: true, requests: ALL };
+        let way = Way { threads: 2, budget: 16, prefix: true, blocks: TINY, drafts: true, requests: ALL };
         check(&mut model, &tokenizer, LoadOptions::default(), &[way, Way { budget: 512, blocks: PLENTY, ..way }]);
     }
 }
