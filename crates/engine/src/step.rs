@@ -4,7 +4,7 @@ use crate::answer::{Answer, Chosen};
 use crate::choice::{Choice, Running, verify};
 use crate::scheduler::Scheduler;
 use crate::{Engine, EngineError, FinishReason, Happened, Ngram, RequestId, Stats};
-use billfish_models::{BLOCK, KvPool, KvTable, Logits, Model, Part};
+use billfish_models::{BLOCK, KvPool, KvTable, Logits, Model, Part, RESERVED_AHEAD};
 use std::ops::Deref;
 use std::time::Instant;
 
@@ -76,7 +76,7 @@ impl<M: Deref<Target = Model>> Engine<M> {
 fn recycled<'b>(mut parts: Vec<Part<'_>>) -> Vec<Part<'b>> {
     parts.clear();
     // nothing is left to convert, and a list collected from one of the same layout keeps its memory
-    parts.into_iter().filter_map(|_| None).collect()
+    parts.into_iter().map_while(|_| None).collect()
 }
 
 /// How many choices a sequence stands for.
@@ -119,7 +119,10 @@ fn part<'s>(model: &Model, s: &'s mut Running) -> Part<'s> {
     let mut memory = s.state.memory.take().filter(|_| !fresh).unwrap_or_else(|| {
         let mut memory = model.new_sequence(slot, s.state.length);
         *memory.table_mut() = KvTable::with_prefix(slot, &s.table()[..from / BLOCK]);
-        memory.table_mut().reserve(s.state.length);
+        // room for what is likely to come, so that steps need not make it
+        let ahead = s.state.length.min(s.tokens.len() + RESERVED_AHEAD);
+        memory.table_mut().reserve(ahead);
+        s.tokens.reserve(ahead - s.tokens.len());
         memory
     });
     let has = memory.table().blocks().len();
@@ -208,7 +211,7 @@ impl After<'_> {
             && let Some(memory) = &mut from.state.memory
         {
             let mut new = memory.fork(to.slot());
-            new.table_mut().reserve(to.state.length);
+            new.table_mut().reserve(to.state.length.min(to.tokens.len() + RESERVED_AHEAD));
             let has = new.table().blocks().len();
             to.table()[has..].iter().for_each(|block| new.table_mut().push(*block));
             self.pool.copy_tail(memory.table(), new.table());
