@@ -1,6 +1,6 @@
 //! Many requests at once: one pass after another over all that run.
 
-use crate::answer::{Answer, Rules};
+use crate::answer::{Answer, Room, Rules};
 use crate::choice::{Choice, PromptLogprobs};
 use crate::prefix::Chain;
 use crate::scheduler::{Limits, Rank, Scheduler, Sequence};
@@ -28,6 +28,8 @@ pub struct Engine<M = Arc<Model>> {
     pub(crate) scratch: Scratch,
     /// Room for the parts of a pass; empty between the steps.
     pub(crate) parts: Vec<Part<'static>>,
+    /// Room for choosing tokens.
+    pub(crate) room: Room,
     /// Tokens that a sequence got in a pass, or a draft.
     pub(crate) chosen: Vec<u32>,
     pub(crate) stats: Stats,
@@ -72,6 +74,7 @@ impl<M: Deref<Target = Model>> Engine<M> {
             ended: vec![],
             scratch: Scratch::default(),
             parts: vec![],
+            room: Room::default(),
             chosen: vec![],
             stats: Stats::default(),
         })

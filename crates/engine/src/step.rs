@@ -1,6 +1,6 @@
 //! One pass of an engine, and what becomes of it.
 
-use crate::answer::{Answer, Chosen};
+use crate::answer::{Answer, Chosen, Room};
 use crate::choice::{Choice, Running, verify};
 use crate::scheduler::Scheduler;
 use crate::{Engine, EngineError, FinishReason, Happened, Ngram, RequestId, Stats};
@@ -33,17 +33,17 @@ impl<M: Deref<Target = Model>> Engine<M> {
         if let Some(ngram) = &self.options.speculation {
             draft(&mut self.scheduler, ngram, &mut self.chosen);
         }
-        let Engine { model, scheduler, pool, scratch, parts: room, chosen, stats, .. } = self;
+        let Engine { model, scheduler, pool, scratch, parts: list, room, chosen, stats, .. } = self;
         let model: &Model = model;
         let running = scheduler.running_mut().iter_mut().filter(|s| s.planned() > 0);
-        let mut parts = recycled(std::mem::take(room));
+        let mut parts = recycled(std::mem::take(list));
         parts.extend(running.map(|s| part(model, s)));
         stats.steps += 1;
         stats.tokens_run += parts.iter().map(|p| p.tokens.len() as u64).sum::<u64>();
         let given = model.forward_batch(pool, &mut parts, scratch)?;
-        *room = recycled(parts);
+        *list = recycled(parts);
 
-        let mut after = After { scheduler, pool, chosen, stats, vocab: model.config().vocab_size, out };
+        let mut after = After { scheduler, pool, room, chosen, stats, vocab: model.config().vocab_size, out };
         let mut failed: Vec<(RequestId, EngineError)> = vec![];
         let (mut part, mut i) = (0, 0);
         // choices that are born here come behind, and have no part
@@ -141,6 +141,7 @@ fn part<'s>(model: &Model, s: &'s mut Running) -> Part<'s> {
 struct After<'e> {
     scheduler: &'e mut Scheduler<Choice>,
     pool: &'e mut KvPool,
+    room: &'e mut Room,
     chosen: &'e mut Vec<u32>,
     stats: &'e mut Stats,
     vocab: usize,
@@ -172,7 +173,7 @@ impl After<'_> {
         if s.state.answer.left() == 0 {
             s.state.ending = Some(FinishReason::Length.into());
         } else {
-            accepted = verify(s, logits, vocab, self.chosen, &mut |c| out(request, token(choice, c)))?;
+            accepted = verify(s, logits, vocab, self.room, self.chosen, &mut |c| out(request, token(choice, c)))?;
             self.stats.generated_tokens += self.chosen.len() as u64;
         }
         if draft > 0 {
@@ -201,7 +202,7 @@ impl After<'_> {
     fn bear(&mut self, index: usize, choice: usize, mut answer: Answer, logits: &[f32]) -> Result<(), EngineError> {
         let s = &self.scheduler.running()[index];
         let request = RequestId(s.rank.request);
-        let mut first = answer.choose(logits, &s.tokens[..s.prompt], &[])?;
+        let mut first = answer.choose(self.room, logits, &s.tokens[..s.prompt], &[])?;
         let state = Choice { ending: first.end.take(), ..s.state.of_same(answer) };
         let at = self.scheduler.fork(index, choice, first.token, state);
         self.stats.generated_tokens += 1;
