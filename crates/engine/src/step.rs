@@ -59,9 +59,13 @@ impl<M: Deref<Target = Model>> Engine<M> {
             i += 1;
         }
         for s in after.scheduler.remove(|s| s.state.ending.is_some()) {
-            let request = RequestId(s.rank.request);
-            let done = if failed.iter().any(|f| f.0 == request) { Ok(()) } else { end(s, after.stats, after.out) };
-            failed.extend(done.err().map(|e| (request, e)));
+            let (request, choices) = (RequestId(s.rank.request), choices(&s));
+            if failed.iter().any(|f| f.0 == request) {
+                after.stats.finished.failed += choices;
+            } else if let Err(error) = end(s, after.stats, after.out) {
+                after.stats.finished.failed += choices;
+                failed.push((request, error));
+            }
         }
         for (request, error) in failed {
             let lost: u64 = after.scheduler.remove(|s| s.rank.request == request.0).iter().map(choices).sum();

@@ -9,7 +9,7 @@ use billfish_kernels::{Activations, Backend, Isa, KvType};
 use billfish_models::{LoadOptions, Model};
 use billfish_text::Tokenizer;
 use common::{open, open_folder};
-use heard::{All, Heard, run};
+use heard::{All, Heard, run, step};
 use std::sync::Arc;
 
 /// One of seventeen requests: some share a beginning, some are longer than a step, some ask for logprobs or two choices.
@@ -151,4 +151,66 @@ fn so_it_is_with_windows_experts_and_planned_lengths() {
         let way = Way { threads: 2, budget: 16, prefix: true, blocks: TINY, drafts: true, requests: ALL };
         check(&mut model, &tokenizer, LoadOptions::default(), &[way, Way { budget: 512, blocks: PLENTY, ..way }]);
     }
+}
+
+/// Random numbers below a limit.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((self.0 >> 16) % limit as u64) as usize
+    }
+}
+
+#[test]
+fn so_it_is_with_random_arrivals_and_aborts() {
+    let (mut model, tokenizer) = open_folder("fixtures/llama-w4-sym-g128");
+    let load = LoadOptions::default();
+    let way = Way { threads: 1, budget: 512, prefix: false, blocks: PLENTY, drafts: false, requests: (0, 17) };
+    let alone: Vec<Heard> = (0..17).map(|i| go(&mut model, &tokenizer, load, Way { requests: (i, i + 1), ..way }).0.remove(0)).collect();
+    let vocab = model.config().vocab_size as u32;
+    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut preemptions = 0;
+    for round in 0..12 {
+        let options = EngineOptions {
+            kv_cache_memory: ((11 + random.below(15)) * model.kv_shape().block_bytes()) as u64,
+            max_num_seqs: 1 + random.below(8),
+            max_num_batched_tokens: 1 + random.below(64),
+            prefix_caching: random.below(2) == 0,
+            speculation: (random.below(2) == 0).then_some(Ngram { most: 1 + random.below(20), min: 1, max: 3 }),
+            max_model_len: Some(176),
+            ..EngineOptions::default()
+        };
+        let mut engine = Engine::new(&model, Arc::new(tokenizer.clone()), options.clone()).unwrap();
+        let (mut all, mut asked, mut aborted) = (All::new(), vec![], vec![]);
+        while asked.len() < 30 {
+            match random.below(3) {
+                0 => {
+                    let i = random.below(17);
+                    asked.push((engine.submit(submission(i, vocab)).unwrap(), i));
+                }
+                1 if !asked.is_empty() && random.below(4) == 0 => {
+                    let (id, _) = asked[random.below(asked.len())];
+                    engine.abort(id);
+                    aborted.push(id);
+                }
+                _ => drop(step(&mut engine, &mut all)),
+            }
+        }
+        run(&mut engine, &mut all);
+        for (id, i) in asked {
+            let heard = &all[&id];
+            if !aborted.contains(&id) {
+                assert_eq!(essence(heard), essence(&alone[i]), "request {i} in round {round}, {options:?}");
+            }
+            for (choice, told) in &heard.choices {
+                assert!(alone[i].choices[choice].tokens.starts_with(&told.tokens), "request {i} in round {round}, {options:?}");
+            }
+        }
+        preemptions += engine.stats().preemptions;
+    }
+    assert!(preemptions > 0);
 }

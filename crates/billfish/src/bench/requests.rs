@@ -45,7 +45,8 @@ pub struct Served {
 /// # Errors
 /// [`Error`] if a request cannot be run.
 pub fn serve(loaded: &LoadedModel, tasks: &[Task], at_once: usize, progress: &mut dyn FnMut()) -> Result<Served, Error> {
-    let most = tasks.iter().map(|t| t.prompt.len() + t.output).max().unwrap_or(0);
+    // an engine wants room for one token more than any prompt has
+    let most = tasks.iter().map(|t| t.prompt.len() + t.output).max().unwrap_or(0) + 1;
     let arrival = Instant::now();
     // room for all that run at once, and for what the engine keeps free while others run
     let blocks = at_once.max(1) * most.div_ceil(BLOCK);
