@@ -159,7 +159,7 @@ pub fn generate_batch(
     let mut running: Vec<Running> = vec![];
     let (mut scratch, mut logits) = (Scratch::default(), vec![]);
     let slots = most.clamp(1, requests.len().max(1)) as u32;
-    let mut blocks = Blocks { pool: KvPool::new(model.kv_shape()), free: vec![], free_slots: (0..slots).rev().collect() };
+    let mut blocks = Blocks { pool: KvPool::new(model.kv_shape(), slots as usize), free: vec![], free_slots: (0..slots).rev().collect() };
     loop {
         while running.len() < most.max(1) {
             let Some((index, request)) = waiting.next() else { break };
