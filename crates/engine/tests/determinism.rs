@@ -52,10 +52,15 @@ const PLENTY: usize = 2000;
 /// Less than two of the longest sequences.
 const TINY: usize = 16;
 
+/// Bytes of a cache of so many blocks.
+fn room(model: &Model, blocks: usize, sequences: usize) -> u64 {
+    (blocks * model.kv_shape().block_bytes() + sequences * model.kv_shape().slot_bytes()) as u64
+}
+
 fn go(model: &mut Model, tokenizer: &Tokenizer, load: LoadOptions, way: Way) -> (Vec<Heard>, billfish_engine::Stats) {
     model.reconfigure(Arc::new(Backend::new(Isa::choose(None).unwrap(), way.threads).unwrap()), load);
     let options = EngineOptions {
-        kv_cache_memory: (way.blocks * model.kv_shape().block_bytes()) as u64,
+        kv_cache_memory: room(model, way.blocks, 20),
         max_num_seqs: 20,
         max_num_batched_tokens: way.budget,
         prefix_caching: way.prefix,
@@ -175,9 +180,10 @@ fn so_it_is_with_random_arrivals_and_aborts() {
     let mut random = Random(0x1234_5678_9abc_def1);
     let mut preemptions = 0;
     for round in 0..12 {
+        let max_num_seqs = 1 + random.below(8);
         let options = EngineOptions {
-            kv_cache_memory: ((11 + random.below(15)) * model.kv_shape().block_bytes()) as u64,
-            max_num_seqs: 1 + random.below(8),
+            kv_cache_memory: room(&model, 11 + random.below(15), max_num_seqs),
+            max_num_seqs,
             max_num_batched_tokens: 1 + random.below(64),
             prefix_caching: random.below(2) == 0,
             speculation: (random.below(2) == 0).then_some(Ngram { most: 1 + random.below(20), min: 1, max: 3 }),
