@@ -173,16 +173,21 @@ impl Random {
 #[test]
 fn so_it_is_with_random_arrivals_and_aborts() {
     let (mut model, tokenizer) = open_folder("fixtures/llama-w4-sym-g128");
-    let load = LoadOptions::default();
+    for kind in [KvType::F16, KvType::Int8, KvType::Fp4E2M1] {
+        random_arrivals(&mut model, &tokenizer, LoadOptions { kv_type: Some(kind), ..LoadOptions::default() });
+    }
+}
+
+fn random_arrivals(model: &mut Model, tokenizer: &Tokenizer, load: LoadOptions) {
     let way = Way { threads: 1, budget: 512, prefix: false, blocks: PLENTY, drafts: false, requests: (0, 17) };
-    let alone: Vec<Heard> = (0..17).map(|i| go(&mut model, &tokenizer, load, Way { requests: (i, i + 1), ..way }).0.remove(0)).collect();
+    let alone: Vec<Heard> = (0..17).map(|i| go(model, tokenizer, load, Way { requests: (i, i + 1), ..way }).0.remove(0)).collect();
     let vocab = model.config().vocab_size as u32;
     let mut random = Random(0x1234_5678_9abc_def1);
     let mut preemptions = 0;
-    for round in 0..12 {
+    for round in 0..8 {
         let max_num_seqs = 1 + random.below(8);
         let options = EngineOptions {
-            kv_cache_memory: room(&model, 11 + random.below(15), max_num_seqs),
+            kv_cache_memory: room(model, 11 + random.below(15), max_num_seqs),
             max_num_seqs,
             max_num_batched_tokens: 1 + random.below(64),
             prefix_caching: random.below(2) == 0,
@@ -190,7 +195,7 @@ fn so_it_is_with_random_arrivals_and_aborts() {
             max_model_len: Some(176),
             ..EngineOptions::default()
         };
-        let mut engine = Engine::new(&model, Arc::new(tokenizer.clone()), options.clone()).unwrap();
+        let mut engine = Engine::new(&*model, Arc::new(tokenizer.clone()), options.clone()).unwrap();
         let (mut all, mut asked, mut aborted) = (All::new(), vec![], vec![]);
         while asked.len() < 30 {
             match random.below(3) {
@@ -210,10 +215,10 @@ fn so_it_is_with_random_arrivals_and_aborts() {
         for (id, i) in asked {
             let heard = &all[&id];
             if !aborted.contains(&id) {
-                assert_eq!(essence(heard), essence(&alone[i]), "request {i} in round {round}, {options:?}");
+                assert_eq!(essence(heard), essence(&alone[i]), "request {i} in round {round}, {options:?}, {load:?}");
             }
             for (choice, told) in &heard.choices {
-                assert!(alone[i].choices[choice].tokens.starts_with(&told.tokens), "request {i} in round {round}, {options:?}");
+                assert!(alone[i].choices[choice].tokens.starts_with(&told.tokens), "request {i} in round {round}, {options:?}, {load:?}");
             }
         }
         preemptions += engine.stats().preemptions;
