@@ -39,6 +39,9 @@ pub struct Served {
     pub output_tokens: usize,
 }
 
+/// Tokens of a pass at most, those of prompts and those that were chosen.
+pub const PASS_TOKENS: usize = 512;
+
 /// Serves requests that arrive at once, at most `at_once` side by side; the others wait for a place. Each starts from an
 /// empty cache and takes the most probable token. `progress` hears of every request that ends.
 ///
@@ -49,13 +52,16 @@ pub fn serve(loaded: &LoadedModel, tasks: &[Task], at_once: usize, progress: &mu
     let most = tasks.iter().map(|t| t.prompt.len() + t.output).max().unwrap_or(0) + 1;
     let arrival = Instant::now();
     // room for all that run at once, and for what the engine keeps free while others run
-    let blocks = at_once.max(1) * most.div_ceil(BLOCK);
+    let at_once = at_once.clamp(1, tasks.len().max(1));
+    let blocks = at_once * most.div_ceil(BLOCK);
     let blocks = blocks + blocks / 50 + 1;
+    let room = |count: usize, bytes: usize| (count as u64).saturating_mul(bytes as u64);
     let shape = loaded.model.kv_shape();
     let options = EngineOptions {
-        kv_cache_memory: (blocks * shape.block_bytes() + at_once.max(1) * shape.slot_bytes()) as u64,
+        kv_cache_memory: room(blocks, shape.block_bytes()).saturating_add(room(at_once, shape.slot_bytes())),
         prefix_caching: false,
-        max_num_seqs: at_once.max(1),
+        max_num_seqs: at_once,
+        max_num_batched_tokens: PASS_TOKENS,
         max_waiting: tasks.len(),
         max_model_len: Some(most),
         ..EngineOptions::default()
