@@ -73,12 +73,11 @@ fn quantized_caches_cost_little() {
     for kind in KvType::ALL.into_iter().filter(|k| k.is_quantized()) {
         let off = ppl(kind) / half - 1.0;
         println!("{kind:?}: {:+.4} %", 100.0 * off);
-        // what was asked for of 8 bits; those with a bit less of mantissa, and of 4 bits, cost what their errors are larger
+        // found: 6e-5, 5e-5, 2e-4 with 8 bits, and 1e-3, 2e-3 with 4, most of it chance
         let tolerance = match kind {
             KvType::Int8 => 1e-3,
-            KvType::Fp8E4M3 => 5e-3,
-            KvType::Fp8E5M2 => 1e-2,
-            _ => 5e-2,
+            KvType::Fp8E4M3 | KvType::Fp8E5M2 => 5e-3,
+            _ => 1e-2,
         };
         assert!(off != 0.0 && off.abs() <= tolerance, "{kind:?}: off by {off}");
     }

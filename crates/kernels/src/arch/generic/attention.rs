@@ -68,7 +68,8 @@ const fn scaled(e: u8) -> bool {
     pairs(e) || e == KvType::Int8 as u8 || e == KvType::Fp8E4M3 as u8 || e == KvType::Fp8E5M2 as u8
 }
 
-/// Sixteen numbers, beginning with number `index`; of a format without pairs.
+/// Sixteen numbers, beginning with number `index`; of a format without pairs. To be called from loops: a closure that decodes
+/// does not inherit the instruction set, and is then called with all it does.
 #[inline(always)]
 unsafe fn load<V: Vector, const E: u8>(p: *const u8, index: usize) -> V::F {
     // SAFETY: the caller's pointer and index.
@@ -150,17 +151,24 @@ unsafe fn scores<V: Vector, const E: u8, const MR: usize, const NV: usize>(
     // SAFETY: by the contract above.
     unsafe {
         let mut acc = [[V::splat_f(0.0); NV]; MR];
+        let zeros = [V::splat_f(0.0); NV];
         if pairs(E) {
             for d in (0..a.head_dim).step_by(2) {
-                let k: [[V::F; 2]; NV] = std::array::from_fn(|v| load_pairs::<V, E>(keys[v], d / 2 * BLOCK));
-                step::<V, MR, NV>(a.queries.add(d * MR), std::array::from_fn(|v| k[v][0]), &mut acc);
+                let (mut low, mut high) = (zeros, zeros);
+                for v in 0..NV {
+                    [low[v], high[v]] = load_pairs::<V, E>(keys[v], d / 2 * BLOCK);
+                }
+                step::<V, MR, NV>(a.queries.add(d * MR), low, &mut acc);
                 if d + 1 < a.head_dim {
-                    step::<V, MR, NV>(a.queries.add((d + 1) * MR), std::array::from_fn(|v| k[v][1]), &mut acc);
+                    step::<V, MR, NV>(a.queries.add((d + 1) * MR), high, &mut acc);
                 }
             }
         } else {
             for d in 0..a.head_dim {
-                let k: [V::F; NV] = std::array::from_fn(|v| load::<V, E>(keys[v], d * BLOCK));
+                let mut k = zeros;
+                for v in 0..NV {
+                    k[v] = load::<V, E>(keys[v], d * BLOCK);
+                }
                 step::<V, MR, NV>(a.queries.add(d * MR), k, &mut acc);
             }
         }
@@ -309,20 +317,27 @@ unsafe fn add_block<V: Vector, const E: u8, const MR: usize, const NV: usize>(
 ) {
     // SAFETY: by the contract above.
     unsafe {
+        let zeros = [V::splat_f(0.0); NV];
         if pairs(E) {
             for pair in tokens.start / 2..tokens.end.div_ceil(2) {
                 let at = pair % (BLOCK / 2) * padded + d0;
-                let both: [[V::F; 2]; NV] = std::array::from_fn(|v| load_pairs::<V, E>(values, at + 16 * v));
+                let (mut low, mut high) = (zeros, zeros);
+                for v in 0..NV {
+                    [low[v], high[v]] = load_pairs::<V, E>(values, at + 16 * v);
+                }
                 if 2 * pair >= tokens.start {
-                    add_token::<V, MR, NV>(weights, 2 * pair, std::array::from_fn(|v| both[v][0]), acc);
+                    add_token::<V, MR, NV>(weights, 2 * pair, low, acc);
                 }
                 if 2 * pair + 1 < tokens.end {
-                    add_token::<V, MR, NV>(weights, 2 * pair + 1, std::array::from_fn(|v| both[v][1]), acc);
+                    add_token::<V, MR, NV>(weights, 2 * pair + 1, high, acc);
                 }
             }
         } else {
             for j in tokens {
-                let value: [V::F; NV] = std::array::from_fn(|v| load::<V, E>(values, j % BLOCK * padded + d0 + 16 * v));
+                let mut value = zeros;
+                for v in 0..NV {
+                    value[v] = load::<V, E>(values, j % BLOCK * padded + d0 + 16 * v);
+                }
                 add_token::<V, MR, NV>(weights, j, value, acc);
             }
         }
