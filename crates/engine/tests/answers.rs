@@ -381,6 +381,35 @@ fn spoil(file: &mut [u8], token: usize) {
     file[8 + header + offsets[0] + token * row..][..row].fill(0xff);
 }
 
+/// Even and odd tokens in turn, so many of them.
+struct Turns {
+    odd: bool,
+    left: usize,
+}
+
+impl Constraint for Turns {
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(Turns { ..*self })
+    }
+
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), String> {
+        logits.iter_mut().skip(usize::from(!self.odd)).step_by(2).for_each(|l| *l = f32::NEG_INFINITY);
+        Ok(())
+    }
+
+    fn accept(&mut self, _: u32) -> Result<bool, String> {
+        self.odd = !self.odd;
+        self.left -= 1;
+        Ok(self.left == 0)
+    }
+}
+
+#[test]
+fn engines_go_from_thread_to_thread() {
+    fn goes<T: Send>() {}
+    goes::<Engine>();
+}
+
 #[test]
 fn drafts_save_passes_and_are_given_up_where_they_do_not() {
     let world = World::new();
@@ -402,6 +431,21 @@ fn drafts_save_passes_and_are_given_up_where_they_do_not() {
         assert!(with.draft_tokens >= with.accepted_tokens && with.drafts * 5 >= with.draft_tokens, "{with:?}");
         assert_eq!((with.tokens_run - with.draft_tokens + with.accepted_tokens, without.drafts), (without.tokens_run, 0));
     }
+    // a constraint hears of each token once, drafted or not
+    let turns = |speculation: Option<Ngram>| {
+        let mut engine = world.engine(EngineOptions { speculation, ..EngineOptions::default() });
+        let sampling =
+            SamplingParams { allowed_tokens: Some(vec![300, 301, 302, 303]), temperature: 0.5, seed: 9, ..SamplingParams::default() };
+        let constraint: Option<Box<dyn Constraint>> = Some(Box::new(Turns { odd: false, left: 150 }));
+        let id =
+            engine.submit(Submission { constraint, ignore_eos: true, ..Submission::new(world.prompt("Once"), sampling, 300) }).unwrap();
+        let mut all = All::new();
+        run(&mut engine, &mut all);
+        (all.remove(&id).unwrap().choices, engine.stats())
+    };
+    let ((plain, _), (drafted, with)) = (turns(None), turns(Some(Ngram::default())));
+    assert_eq!(plain, drafted);
+    assert!(with.accepted_tokens > 0 && plain[&0].tokens.len() == 150 && plain[&0].tokens.iter().zip(0..).all(|(t, i)| t % 2 == i % 2));
     // random tokens are drafted badly
     let allowed_tokens = Some((50..90).collect());
     let sampling = SamplingParams { temperature: 20.0, allowed_tokens, seed: 1, ..SamplingParams::default() };
