@@ -207,11 +207,14 @@ fn sequences_side_by_side_are_as_if_alone() {
         let (before, new): (Vec<usize>, Vec<usize>) = mixture.iter().copied().unzip();
         let kvs: Vec<_> = lengths.iter().map(|n| (rng.floats(n * kv_heads * d), rng.floats(n * kv_heads * d))).collect();
         let q = rng.floats(new.iter().sum::<usize>() * heads * d);
-        let cut = |part: &dyn Fn(&(Vec<f32>, Vec<f32>), usize) -> Vec<f32>| -> Vec<f32> {
-            kvs.iter().zip(&before).flat_map(|(kv, before)| part(kv, before * kv_heads * d)).collect()
-        };
-        let old = [cut(&|kv, at| kv.0[..at].to_vec()), cut(&|kv, at| kv.1[..at].to_vec())];
-        let fresh = [cut(&|kv, at| kv.0[at..].to_vec()), cut(&|kv, at| kv.1[at..].to_vec())];
+        let (mut old, mut fresh) = ([vec![], vec![]], [vec![], vec![]]);
+        for ((k, v), before) in kvs.iter().zip(&before) {
+            for (i, x) in [k, v].into_iter().enumerate() {
+                let (first, rest) = x.split_at(before * kv_heads * d);
+                old[i].extend_from_slice(first);
+                fresh[i].extend_from_slice(rest);
+            }
+        }
         for isa in Isa::available() {
             let alone = Backend::new(isa, 1).unwrap();
             let mut scratch = AttentionScratch::default();

@@ -150,7 +150,7 @@ impl KvType {
             return bf16::NAN;
         }
         // rounded up, so that nothing is out of range
-        let scale = bf16::from_bits(((largest / self.largest()).to_bits() + 0xffff >> 16) as u16);
+        let scale = bf16::from_bits((((largest / self.largest()).to_bits() + 0xffff) >> 16) as u16);
         let step = if largest == 0.0 { 1.0 } else { scale.to_f32() };
         (0..len).for_each(|i| take(i, self.code(row(i) / step)));
         scale
