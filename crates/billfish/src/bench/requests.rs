@@ -1,6 +1,8 @@
 //! Requests as a client makes them: tokens in, tokens out, sampling and text included.
 
-use crate::{BatchEvent, Error, GenerateOptions, LoadedModel, Request, SamplingParams, generate_batch};
+use crate::{Engine, EngineOptions, Error, Happened, LoadedModel, SamplingParams, Submission};
+use billfish_models::BLOCK;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Tokens spread evenly over a vocabulary, in an order without a pattern; the same for the same seed.
@@ -37,30 +39,53 @@ pub struct Served {
     pub output_tokens: usize,
 }
 
+/// Tokens of a pass at most, those of prompts and those that were chosen.
+pub const PASS_TOKENS: usize = 512;
+
 /// Serves requests that arrive at once, at most `at_once` side by side; the others wait for a place. Each starts from an
 /// empty cache and takes the most probable token. `progress` hears of every request that ends.
 ///
 /// # Errors
 /// [`Error`] if a request cannot be run.
 pub fn serve(loaded: &LoadedModel, tasks: &[Task], at_once: usize, progress: &mut dyn FnMut()) -> Result<Served, Error> {
-    let options =
-        |output| GenerateOptions { sampling: SamplingParams::greedy(), max_tokens: output, ignore_eos: true, ..Default::default() };
-    let options: Vec<GenerateOptions> = tasks.iter().map(|t| options(t.output)).collect();
-    let requests: Vec<Request> = tasks.iter().zip(&options).map(|(t, o)| o.request(&t.prompt)).collect();
+    // an engine wants room for one token more than any prompt has
+    let most = tasks.iter().map(|t| t.prompt.len() + t.output).max().unwrap_or(0) + 1;
     let arrival = Instant::now();
-    let done = generate_batch(&loaded.model, &loaded.tokenizer, &requests, at_once, &mut |_, event| {
-        if event == BatchEvent::End {
-            progress();
-        }
-    })?;
-    let mut served = Served { seconds: arrival.elapsed().as_secs_f64(), ..Served::default() };
-    for (task, done) in tasks.iter().zip(done) {
-        let done = done?;
-        served.first_token.push(done.timings.prompt.as_secs_f64());
-        served.prompt_tokens += task.prompt.len();
-        served.output_tokens += done.tokens.len();
+    // room for all that run at once, and for what the engine keeps free while others run
+    let at_once = at_once.clamp(1, tasks.len().max(1));
+    let blocks = at_once * most.div_ceil(BLOCK);
+    let blocks = blocks + blocks / 50 + 1;
+    let room = |count: usize, bytes: usize| (count as u64).saturating_mul(bytes as u64);
+    let shape = loaded.model.kv_shape();
+    let options = EngineOptions {
+        kv_cache_memory: room(blocks, shape.block_bytes()).saturating_add(room(at_once, shape.slot_bytes())),
+        prefix_caching: false,
+        max_num_seqs: at_once,
+        max_num_batched_tokens: PASS_TOKENS,
+        max_waiting: tasks.len(),
+        max_model_len: Some(most),
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::new(&loaded.model, Arc::new(loaded.tokenizer.clone()), options)?;
+    let mut ids = vec![];
+    for task in tasks {
+        let submission = Submission { ignore_eos: true, ..Submission::new(task.prompt.clone(), SamplingParams::greedy(), task.output) };
+        ids.push(engine.submit(submission)?);
     }
-    Ok(served)
+    let mut served = Served { first_token: vec![f64::NAN; tasks.len()], ..Served::default() };
+    let mut failed = None;
+    while engine.step(&mut |id, happened| match happened {
+        Happened::Prompt { .. } => {
+            let task = ids.iter().position(|i| *i == id).unwrap_or_default();
+            served.first_token[task] = arrival.elapsed().as_secs_f64();
+            served.prompt_tokens += tasks[task].prompt.len();
+        }
+        Happened::Token { .. } => served.output_tokens += 1,
+        Happened::End { .. } => progress(),
+        Happened::Failed(error) => failed = Some(error),
+    })? {}
+    served.seconds = arrival.elapsed().as_secs_f64();
+    failed.map_or(Ok(served), |e| Err(e.into()))
 }
 
 #[cfg(test)]

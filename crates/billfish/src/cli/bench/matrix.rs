@@ -6,9 +6,9 @@ use super::output::{Format, Row, gigabytes, machine_json, machine_lines, print};
 use super::requests::{BATCHING, task};
 use super::subject::{GatedArgs, Subject};
 use anyhow::Result;
-use billfish::bench::{Prober, Served, Task, serve, statistics, uncached_bytes};
+use billfish::Machine;
+use billfish::bench::{PASS_TOKENS, Prober, Served, Task, serve, statistics, uncached_bytes};
 use billfish::machine::{peak_memory, reset_peak_memory};
-use billfish::{Machine, PREFILL_CHUNK};
 use billfish_quantize::{Protocol, perplexity};
 use serde_json::json;
 use std::path::PathBuf;
@@ -74,9 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
     head.push(subject.line());
     head.push(verdict.line());
     let precision = subject.loaded.precision();
-    head.push(format!(
-        "the requests of a batch arrive at once and run {BATCHING}, prompts in pieces of {PREFILL_CHUNK} tokens a pass, with {precision}"
-    ));
+    head.push(format!("the requests of a batch arrive at once and run {BATCHING}, up to {PASS_TOKENS} tokens a pass, with {precision}"));
     let row = |c: &Cell| {
         let s = &c.served;
         let total = (s.prompt_tokens + s.output_tokens) as f64 / s.seconds;

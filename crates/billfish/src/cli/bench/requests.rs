@@ -5,8 +5,8 @@ use super::super::run::check_length;
 use super::output::{machine_json, machine_lines};
 use super::subject::{GatedArgs, Subject, Verdict};
 use anyhow::{Context, Result};
-use billfish::bench::{Prober, Task, random_tokens, serve, statistics, uncached_bytes};
-use billfish::{Machine, PREFILL_CHUNK};
+use billfish::Machine;
+use billfish::bench::{PASS_TOKENS, Prober, Task, random_tokens, serve, statistics, uncached_bytes};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use std::io::Write;
@@ -183,7 +183,7 @@ fn report(
     writeln!(out, "- {}", subject.line())?;
     writeln!(out, "- {}", verdict.line())?;
     let precision = subject.loaded.precision();
-    writeln!(out, "- up to {at_once} requests run {BATCHING}, prompts in pieces of {PREFILL_CHUNK} tokens a pass, with {precision}")?;
+    writeln!(out, "- up to {at_once} requests run {BATCHING}, up to {PASS_TOKENS} tokens a pass, with {precision}")?;
     writeln!(out)?;
     for line in lines {
         writeln!(out, "{line}")?;
