@@ -50,8 +50,10 @@ pub enum Part {
 
 /// Terms that are summed before the next rows and columns come: slices of both factors fit the second cache.
 const DEPTH: usize = 256;
-/// Rows and columns of a piece of work, if there is enough for all threads.
-const EDGE: usize = 256;
+/// Rows of a piece of work, if there is enough for all threads: their slice of the left factor fits the second cache.
+const ROWS: usize = 256;
+/// Columns of a piece: the more, the less often the left factor is packed. What they read goes through the first cache once.
+const COLUMNS: usize = 1024;
 
 impl Backend {
     /// `c += alpha · a · b`: `a` is `[m, k]`, `b` is `[k, n]`, `c` holds `m` rows of `n`, `stride` elements apart.
@@ -68,19 +70,20 @@ impl Backend {
             return;
         }
         assert!(n <= stride && (m - 1) * stride + n <= c.len(), "c holds the result");
-        let mut edge = EDGE;
-        while edge > 64 && m.div_ceil(edge) * n.div_ceil(edge) < 4 * self.threads() {
-            edge /= 2;
+        let (mut height, mut width) = (ROWS, COLUMNS);
+        while height > 64 && m.div_ceil(height) * n.div_ceil(width) < 4 * self.threads() {
+            (height, width) = if width > height { (height, width / 2) } else { (height / 2, width / 2) };
         }
-        let columns = n.div_ceil(edge);
-        let pieces: Vec<(usize, usize)> =
-            (0..m.div_ceil(edge)).flat_map(|i| (0..columns).map(move |j| (i, j))).filter(|&(i, j)| part == Part::All || j <= i).collect();
+        let piece = |i: usize, j: usize| {
+            let rows = (i * height, (i * height + height).min(m));
+            // of a lower half, nothing behind the last row's diagonal
+            let end = if part == Part::Lower { n.min(rows.1) } else { n };
+            Piece { rows, columns: (j * width, (j * width + width).min(end)), part }
+        };
+        let all = (0..m.div_ceil(height)).flat_map(|i| (0..n.div_ceil(width)).map(move |j| piece(i, j)));
+        let pieces: Vec<Piece> = all.filter(|p| p.columns.0 < p.columns.1).collect();
         let out = Out(c.as_mut_ptr());
-        self.pool().run(pieces.len(), &|p| {
-            let (i, j) = (pieces[p].0 * edge, pieces[p].1 * edge);
-            let piece = Piece { rows: (i, (i + edge).min(m)), columns: (j, (j + edge).min(n)) };
-            self.piece(alpha, a, b, out, stride, &piece, depth);
-        });
+        self.pool().run(pieces.len(), &|p| self.piece(alpha, a, b, out, stride, &pieces[p], depth));
     }
 
     #[allow(clippy::too_many_arguments)] // what a piece of a product is made of
@@ -99,6 +102,9 @@ impl Backend {
                 for r in (0..rows).step_by(mr) {
                     let at = c.at((piece.rows.0 + r) * stride + piece.columns.0 + n);
                     let (height, width) = (mr.min(rows - r), nr.min(columns - n));
+                    if piece.part == Part::Lower && piece.columns.0 + n >= piece.rows.0 + r + height {
+                        continue;
+                    }
                     let whole = height == mr && width == nr;
                     let (to, apart) = if whole { (at, stride) } else { (edge.as_mut_ptr(), nr) };
                     if !whole {
@@ -125,10 +131,11 @@ impl Backend {
     }
 }
 
-/// Rows and columns of a result.
+/// Rows and columns of a result, and which of its elements are wanted.
 struct Piece {
     rows: (usize, usize),
     columns: (usize, usize),
+    part: Part,
 }
 
 /// Packs columns (or, of a transposed view, rows) `first..first + count` of the rows `from..from + k` of `m` into slices of

@@ -9,39 +9,48 @@ use rayon::prelude::*;
 /// Inputs of a group up to which its scale is fitted again; the curvature takes their number squared.
 const WIDEST: usize = 512;
 
-/// One sweep over all inputs. `original` are the weights, `[N, K]`, and `h` is the damped Hessian, `[K, K]`, both in the
+/// Sweeps over all inputs. `original` are the weights, `[N, K]`, and `h` is the damped Hessian, `[K, K]`, both in the
 /// order of the visit.
-pub(super) fn refine(backend: &Backend, problem: &Problem<'_>, original: &[f64], h: &[f64], state: &mut State) {
+pub(super) fn refine(backend: &Backend, problem: &Problem<'_>, original: &[f64], h: &[f64], state: &mut State, sweeps: usize) {
     let (k, visit) = (problem.k, problem.visit);
     let n = original.len() / k;
+    if sweeps == 0 {
+        return;
+    }
     // half the gradient of each column's error: H · δ
     let difference: Vec<f64> = state.w.par_iter().zip(original).map(|(a, b)| a - b).collect();
     let mut gradient = vec![0.0; n * k];
     backend.gemm(1.0, Matrix::new(&difference, n, k, k), Matrix::new(h, k, k, k), &mut gradient, k, Part::All);
     drop(difference);
-    let mut from = 0;
-    while from < k {
-        let group = visit.group[from];
-        let end = (from..k).find(|&i| visit.group[i] != group).unwrap_or(k);
-        // a scale is fitted where all of its weights stand together
-        let whole = problem.settings.order.in_runs() && end - from <= WIDEST;
-        let to = if whole { end } else { end.min(from + BLOCK) };
-        let width = to - from;
-        let mut change = vec![0.0; n * width];
-        let rows = state.w.par_chunks_mut(k).zip(state.codes.par_chunks_mut(k)).zip(state.steps.par_chunks_mut(visit.groups));
-        rows.zip(gradient.par_chunks(k)).zip(change.par_chunks_mut(width)).for_each(|((((w, codes), steps), gradient), change)| {
-            let mut run = Run { grid: &problem.settings.grid, h, k, from, gradient: gradient[from..to].to_vec() };
-            let (w, step) = (&mut w[from..to], &mut steps[group]);
-            change.copy_from_slice(w);
-            run.codes(w, &mut codes[from..to], step);
-            if whole {
-                run.scale(w, &codes[from..to], step);
+    for sweep in 1..=sweeps {
+        let mut from = 0;
+        while from < k {
+            let group = visit.group[from];
+            let end = (from..k).find(|&i| visit.group[i] != group).unwrap_or(k);
+            // a scale is fitted where all of its weights stand together
+            let whole = problem.settings.order.in_runs() && end - from <= WIDEST;
+            let to = if whole { end } else { end.min(from + BLOCK) };
+            let width = to - from;
+            let mut change = vec![0.0; n * width];
+            let rows = state.w.par_chunks_mut(k).zip(state.codes.par_chunks_mut(k)).zip(state.steps.par_chunks_mut(visit.groups));
+            rows.zip(gradient.par_chunks(k)).zip(change.par_chunks_mut(width)).for_each(|((((w, codes), steps), gradient), change)| {
+                let mut run = Run { grid: &problem.settings.grid, h, k, from, gradient: gradient[from..to].to_vec() };
+                let (w, step) = (&mut w[from..to], &mut steps[group]);
+                change.copy_from_slice(w);
+                run.codes(w, &mut codes[from..to], step);
+                if whole {
+                    run.scale(w, &codes[from..to], step);
+                }
+                change.iter_mut().zip(w).for_each(|(c, w)| *c = *w - *c);
+            });
+            // in the last sweep nobody comes back to what lies before
+            let first = if sweep == sweeps { to } else { 0 };
+            if first < k {
+                let rows = Matrix::new(&h[from * k + first..], width, k - first, k);
+                backend.gemm(1.0, Matrix::new(&change, n, width, width), rows, &mut gradient[first..], k, Part::All);
             }
-            change.iter_mut().zip(w).for_each(|(c, w)| *c = *w - *c);
-        });
-        let rows = Matrix::new(&h[from * k..], width, k, k);
-        backend.gemm(1.0, Matrix::new(&change, n, width, width), rows, &mut gradient, k, Part::All);
-        from = to;
+            from = to;
+        }
     }
 }
 
@@ -79,9 +88,10 @@ impl Run<'_> {
     /// Gives the group the scale that is best for its codes, if the file can hold a better one.
     fn scale(&self, w: &mut [f64], codes: &[u8], step: &mut Step) {
         let levels: Vec<f64> = codes.iter().map(|&c| f64::from(c) - step.zero).collect();
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
         let slope = dot(&levels, &self.gradient);
-        let curvature: f64 = levels.iter().enumerate().map(|(i, l)| l * dot(self.row(i), &levels)).sum();
+        // what is below the diagonal counts for what is above it
+        let of = |(i, l): (usize, &f64)| l * (2.0 * dot(&self.row(i)[..i], &levels[..i]) + self.row(i)[i] * l);
+        let curvature: f64 = levels.iter().enumerate().map(of).sum();
         if curvature.is_nan() || curvature <= 0.0 {
             return;
         }
@@ -92,4 +102,16 @@ impl Run<'_> {
             w.iter_mut().zip(&levels).for_each(|(w, l)| *w = l * scale);
         }
     }
+}
+
+/// A dot product in eight sums side by side: one would wait for each addition.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let ((a, rest_a), (b, rest_b)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sums = [0.0; 8];
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..8 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    sums.iter().sum::<f64>() + rest_a.iter().zip(rest_b).map(|(x, y)| x * y).sum::<f64>()
 }

@@ -131,7 +131,7 @@ impl Prepared {
             problem.block(backend, &mut state, from, (from + BLOCK).min(k));
         }
         if let Some(h) = &self.damped {
-            (0..settings.sweeps).for_each(|_| refine(backend, &problem, &original, h, &mut state));
+            refine(backend, &problem, &original, h, &mut state, settings.sweeps);
         }
         problem.finish(&state, n, self.factor.as_ref().map_or(0.0, |f| f.damp), self.fallback)
     }
