@@ -2,16 +2,20 @@
 
 use crate::decoder::{Layer, Scratch};
 use crate::feed_forward::{FeedForward, GateUp};
+use crate::folds::{self, FoldSite};
 use crate::load::LoadOptions;
 use crate::pass::{Pass, Sequences};
 use crate::plan::{self, EMBEDDING, ExpertsPlan, FINAL_NORM, FeedForwardPlan, GateUpPlan, LayerPlan};
 use crate::{DecoderConfig, Linear, ModelError};
 use billfish_formats::Checkpoint;
 use billfish_kernels::{Backend, Input, KvLayer, Product, Weight};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Takes the number of a group and rows that the modules of this group see, `[rows, K]`.
 pub type Look<'a> = &'a mut dyn FnMut(usize, &[f32]);
+/// Takes the number of a step, that of a group, and the rows.
+pub type LookSteps<'a> = &'a mut dyn FnMut(usize, usize, &[f32]);
 
 /// One layer. It runs whole sequences from their beginning.
 pub struct LoneLayer {
@@ -90,6 +94,22 @@ impl LoneLayer {
         matches!(&self.plan.feed_forward, FeedForwardPlan::Moe(moe) if matches!(moe.experts, ExpertsPlan::Stacked { .. }))
     }
 
+    /// Where what its modules see can be scaled.
+    pub fn fold_sites(&self) -> Vec<FoldSite> {
+        folds::sites(&self.config, &self.plan)
+    }
+
+    /// Uses other weights for the norm before the attention or the one before what follows it.
+    ///
+    /// # Panics
+    /// If the layer has no such norm, or it has another size.
+    pub fn replace_norm(&mut self, norm: &str, weights: &[f32]) {
+        let p = &self.plan;
+        let places = [(&p.attention_norm, &mut self.layer.attention_norm), (&p.mlp_norm, &mut self.layer.mlp_norm)];
+        let found = places.into_iter().find(|(plan, _)| plan.name == norm);
+        found.unwrap_or_else(|| panic!("the layer has no norm {norm}")).1.copy_from_slice(weights);
+    }
+
     /// Uses another weight for a module from now on.
     ///
     /// # Panics
@@ -117,6 +137,13 @@ impl LoneLayer {
                 }
             }
             (FeedForward::Moe(moe), FeedForwardPlan::Moe(plan)) => {
+                if plan.router.name == module {
+                    return moe.router = weight;
+                }
+                let shared_gate = plan.shared_gate.as_ref().is_some_and(|l| l.name == module);
+                if let Some(shared) = moe.shared.as_mut().filter(|_| shared_gate) {
+                    return shared.gate = Some(weight);
+                }
                 let list: &[[Linear; 3]] = match &plan.experts {
                     ExpertsPlan::Each(list) => list,
                     ExpertsPlan::Stacked { .. } => &[],
@@ -173,30 +200,45 @@ impl LoneLayer {
     /// # Panics
     /// If there are not as many rows as the lengths say.
     pub fn observe(&mut self, rows: &[f32], lengths: &[usize], step: usize, all_experts: bool, look: Look<'_>) {
+        self.observe_steps(rows, lengths, step..step + 1, all_experts, &mut |_, group, rows| look(group, rows));
+    }
+
+    /// The same for several steps in one run; `look` takes the number of the step too.
+    ///
+    /// # Panics
+    /// If there are not as many rows as the lengths say.
+    pub fn observe_steps(&mut self, rows: &[f32], lengths: &[usize], steps: Range<usize>, all_experts: bool, look: LookSteps<'_>) {
         let mut sequences = self.begin(rows, lengths);
         let m = lengths.iter().sum();
         let pass = Pass { config: &self.config, backend: &self.backend, activations: self.options.activations, m };
         let (s, layer) = (&mut self.scratch, &self.layer);
         let hidden = m * self.config.hidden_size;
-        if step == 0 {
+        if steps.contains(&0) {
             pass.norm(&layer.attention_norm, s);
-            return look(0, &s.normed[..hidden]);
+            look(0, 0, &s.normed[..hidden]);
         }
-        pass.attend(layer, s, &mut sequences);
-        if step == 1 {
-            return look(0, &s.mixed[..m * self.config.heads * self.config.head_dim]);
+        if steps.end > 1 {
+            pass.attend(layer, s, &mut sequences);
+        }
+        if steps.contains(&1) {
+            look(1, 0, &s.mixed[..m * self.config.heads * self.config.head_dim]);
+        }
+        if steps.end < 3 {
+            return;
         }
         pass.output(layer, s);
         match &layer.feed_forward {
-            FeedForward::Mlp(_) if step == 2 => {
-                pass.norm(&layer.mlp_norm, s);
-                look(0, &s.normed[..hidden]);
-            }
             FeedForward::Mlp(mlp) => {
-                pass.gate_up(layer, mlp, s);
-                let width = mlp.down.in_features();
-                let rows = gated_rows(&self.backend, pass.gated(&s.gate, &s.up), m, width);
-                look(0, &rows);
+                if steps.contains(&2) {
+                    pass.norm(&layer.mlp_norm, s);
+                    look(2, 0, &s.normed[..hidden]);
+                }
+                if steps.contains(&3) {
+                    pass.gate_up(layer, mlp, s);
+                    let width = mlp.down.in_features();
+                    let rows = gated_rows(&self.backend, pass.gated(&s.gate, &s.up), m, width);
+                    look(3, 0, &rows);
+                }
             }
             FeedForward::Moe(moe) => {
                 pass.norm(&layer.mlp_norm, s);
@@ -212,8 +254,10 @@ impl LoneLayer {
                     };
                     let tokens = normed.chunks_exact(self.config.hidden_size).enumerate();
                     let seen: Vec<f32> = tokens.filter(|(t, _)| goes(*t)).flat_map(|(_, row)| row).copied().collect();
-                    if step == 2 {
-                        look(e, &seen);
+                    if steps.contains(&2) {
+                        look(2, e, &seen);
+                    }
+                    if !steps.contains(&3) {
                         continue;
                     }
                     let (n, width) = (seen.len() / self.config.hidden_size, expert.down.in_features());
@@ -223,7 +267,7 @@ impl LoneLayer {
                         self.backend.matmul(&mut s.matmul, Input::Rows(&seen), n, self.options.activations, products);
                         self.backend.silu_mul(&mut gate, &up);
                     }
-                    look(e, &gate);
+                    look(3, e, &gate);
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! How codes are chosen, how good a model is, and checkpoints to measure with.
 //!
-//! * [`quantize()`] makes a quantized folder of a dense one; [`gptq`] is the solver for one module.
+//! * [`quantize()`] makes a quantized folder of a dense one; [`gptq`] is the solver for one module, [`awq`]
+//!   finds and folds the factors of its inputs.
 //! * [`perplexity()`] scores a tokenized text under one of the usual [`Protocol`]s.
 //! * [`divergence()`] compares a model's predictions with another's, [`choose`] scores answers to questions.
 //! * [`eval_logits`] writes the logits of given tokens to a file, for comparison with any other program.
@@ -10,6 +11,7 @@
 //! The crate prints nothing and knows no tokenizer: texts come as ids, tokenizer files as bytes.
 #![forbid(unsafe_code)]
 
+pub mod awq;
 mod choice;
 mod divergence;
 mod error;
@@ -32,5 +34,5 @@ pub use perplexity::{Perplexity, perplexity, surprises};
 pub use pipeline::{Event, Job, Outcome, quantize};
 pub use protocol::Protocol;
 pub use recipe::{Method, Recipe};
-pub use report::{ModuleQuality, Times};
+pub use report::{ModuleQuality, Scaling, Times};
 pub use synth::{SynthReport, SynthSpec, synth, synthetic};

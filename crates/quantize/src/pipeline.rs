@@ -1,12 +1,13 @@
 //! From a dense folder to a quantized one: layer after layer, each seeing what the quantized layers before it give.
 
+use crate::awq::{self, Folding};
 use crate::gptq::{Hessian, Prepared, Settings, Solution};
-use crate::report::{ModuleQuality, Times, errors};
+use crate::report::{ModuleQuality, Scaling, Times, errors};
 use crate::workspace::{Tensors, Workspace, sha256};
 use crate::{QuantizeError, Recipe};
 use billfish_formats::{BiasRule, Checkpoint, Converted, LinearWeight, convert};
 use billfish_kernels::{Backend, PackedMatrix, Weight};
-use billfish_models::{DecoderConfig, Linear, LoadOptions, LoneLayer};
+use billfish_models::{DecoderConfig, Linear, LoadOptions, LoneLayer, LookSteps};
 use billfish_tensor::{Codes, Groups, QuantMatrix, ScaleValues, Zeros};
 use half::f16;
 use serde_json::{Map, Value, json};
@@ -82,7 +83,7 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
     check(job, &all)?;
     let planar = all.iter().any(|l| matches!(job.recipe.settings(&l.name), Ok(Some(s)) if matches!(s.grid.bits, 5..=7)));
     let workspace = Workspace::open(job.out, &settings(job)?, planar, job.resume)?;
-    let mut work = Work { job, config: &config, workspace: &workspace, rules: Map::new(), modules: vec![], times: Times::default() };
+    let mut work = Work { job, config: &config, workspace: &workspace, rules: Map::new(), modules: vec![], folding: Folding::default(), times: Times::default() };
     let lengths: Vec<usize> = job.samples.iter().map(Vec::len).collect();
     let mut hidden: Option<Vec<f32>> = None;
     let mut parts: Vec<String> = vec![];
@@ -214,6 +215,8 @@ struct Work<'a> {
     /// What the config says of each module.
     rules: Map<String, Value>,
     modules: Vec<ModuleQuality>,
+    /// What AWQ did to the layer.
+    folding: Folding,
     times: Times,
 }
 
@@ -252,7 +255,8 @@ impl Work<'_> {
             return Err(QuantizeError::setting("model", expected, found, "save the model with a tensor for each expert"));
         }
         let first = self.modules.len();
-        let mut kept = vec![];
+        self.fold(&mut layer, rows, lengths)?;
+        let mut kept = self.folding.tensors();
         for step in 0..layer.steps() {
             let mut shared = vec![];
             for (group, modules) in layer.groups(step).into_iter().enumerate() {
@@ -268,7 +272,11 @@ impl Work<'_> {
                 continue;
             }
             if !rows.is_empty() {
-                self.observe(&mut layer, step, rows, lengths, &mut shared);
+                self.observe(&mut layer, step..step + 1, rows, lengths, &mut |_, group, inputs| {
+                    if let Some(s) = shared.iter_mut().find(|s| s.group == group) {
+                        s.hessian.add(&backend, inputs);
+                    }
+                });
             }
             for s in shared {
                 for Done { module, matrix, tensors } in self.modules_of(&s, event)? {
@@ -287,18 +295,16 @@ impl Work<'_> {
         self.keep(part, &kept, rows, first)
     }
 
-    /// Sums up what the groups of a step see.
-    fn observe(&mut self, layer: &mut LoneLayer, step: usize, rows: &[f32], lengths: &[usize], shared: &mut [Shared]) {
+    /// Shows what the groups of some steps see.
+    fn observe(&mut self, layer: &mut LoneLayer, steps: Range<usize>, rows: &[f32], lengths: &[usize], look: LookSteps<'_>) {
         let begin = Instant::now();
         let mut summing = std::time::Duration::ZERO;
-        let (backend, hidden) = (&self.job.backend, self.config.hidden_size);
+        let hidden = self.config.hidden_size;
         for (sequences, tokens) in batches(lengths) {
             let rows = &rows[tokens.start * hidden..tokens.end * hidden];
-            layer.observe(rows, &lengths[sequences], step, self.job.recipe.all_experts, &mut |group, inputs| {
+            layer.observe_steps(rows, &lengths[sequences], steps.clone(), self.job.recipe.all_experts, &mut |step, group, inputs| {
                 let begin = Instant::now();
-                if let Some(s) = shared.iter_mut().find(|s| s.group == group) {
-                    s.hessian.add(backend, inputs);
-                }
+                look(step, group, inputs);
                 summing += begin.elapsed();
             });
         }
@@ -306,18 +312,42 @@ impl Work<'_> {
         self.times.forward += begin.elapsed().saturating_sub(summing);
     }
 
+    /// Finds the factors of AWQ for a layer, if they are asked for, and changes what stays dense of it.
+    fn fold(&mut self, layer: &mut LoneLayer, rows: &[f32], lengths: &[usize]) -> Result<(), QuantizeError> {
+        self.folding = Folding::default();
+        if !self.job.recipe.method.scales() {
+            return Ok(());
+        }
+        let job = self.job;
+        let (begin, before) = (Instant::now(), self.times);
+        let given = awq::Given { source: job.source, recipe: job.recipe, backend: &job.backend, weight: &|l| Ok(weight(job, l)?.0) };
+        let sites = layer.fold_sites();
+        let steps = 0..layer.steps();
+        let folding = awq::fold(&given, &sites, &mut |look| self.observe(layer, steps.clone(), rows, lengths, look))?;
+        folding.apply(job.source, layer)?;
+        self.folding = folding;
+        let observing = self.times.hessian + self.times.forward - before.hessian - before.forward;
+        self.times.solve += begin.elapsed().saturating_sub(observing);
+        Ok(())
+    }
+
     /// Quantizes the modules of one input.
     fn modules_of(&mut self, shared: &Shared, event: Events<'_>) -> Result<Vec<Done>, QuantizeError> {
         let backend = &*self.job.backend;
         let order: Vec<usize> = (0..shared.hessian.size()).collect();
-        let h = shared.hessian.ordered(&order);
+        let mut h = shared.hessian.ordered(&order);
+        if let Some([Some(scales), _]) = shared.members.first().map(|(l, _)| self.folding.scales(&l.name)) {
+            // as the inputs would be without factors
+            h.chunks_exact_mut(scales.len()).zip(scales).for_each(|(row, a)| row.iter_mut().zip(scales).for_each(|(v, b)| *v *= a * b));
+        }
         let mut prepared: Option<(Settings, Prepared)> = None;
         let mut out = vec![];
         for (linear, settings) in &shared.members {
             let few = shared.hessian.rows() < self.job.recipe.fallback_rows && !self.job.samples.is_empty();
-            let settings = if few { Settings { propagate: false, sweeps: 0, ..*settings } } else { *settings };
+            let settings = if few { Settings { propagate: false, sweeps: 0, clip: false, ..*settings } } else { *settings };
             let begin = Instant::now();
-            let (weight, bias) = self.weight(linear)?;
+            let (weight, bias) = weight(self.job, linear)?;
+            let bias = self.folding.bias(linear).or(bias);
             self.times.files += begin.elapsed();
             let begin = Instant::now();
             let alike =
@@ -326,7 +356,8 @@ impl Work<'_> {
                 Some(ready) => prepared.insert(ready),
                 None => prepared.insert((settings, Prepared::new(backend, &shared.hessian, &settings))),
             };
-            let parts = weight.chunks(OUTPUTS * linear.in_features).map(|w| ready.solve(backend, w, &settings));
+            let scaled = self.folding.weight(linear, &weight);
+            let parts = scaled.chunks(OUTPUTS * linear.in_features).map(|w| ready.solve(backend, w, &settings));
             let solution = Solution::joined(parts.collect(), linear.in_features);
             let matrix = matrix(linear, &settings, &solution, bias)?;
             self.times.solve += begin.elapsed();
@@ -336,20 +367,6 @@ impl Work<'_> {
             out.push(Done { module: linear.name.clone(), matrix, tensors });
         }
         Ok(out)
-    }
-
-    /// The weight of a dense module, `[N, K]`, and its bias.
-    fn weight(&self, l: &Linear) -> Result<(Vec<f32>, Option<Vec<f32>>), QuantizeError> {
-        let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
-        let (weight, bias) = match self.job.source.linear(&l.name, l.in_features, l.out_features, rule)? {
-            LinearWeight::Dense { weight, bias } => (weight.to_f32(), bias),
-            LinearWeight::Quantized(_) => (vec![], None),
-        };
-        if let Some(at) = weight.iter().position(|v| !v.is_finite()) {
-            let found = format!("{} at [{}, {}]", weight[at], at / l.in_features, at % l.in_features);
-            return Err(QuantizeError::setting(&l.name, "finite weights", found, "the folder is damaged; get it again"));
-        }
-        Ok((weight, bias))
     }
 
     /// Makes the tensors of a module, reads it back from them as the loader reads it from a file, and measures that. `seen`
@@ -383,7 +400,12 @@ impl Work<'_> {
             dropped_rows: shared.hessian.dropped(),
             damp: solution.damp,
             fallback: None,
+            scaling: None,
         };
+        if self.job.recipe.method.scales() {
+            let none = || Scaling { maker: String::new(), alpha: 0.0, error: 1.0, left_out: Some("nothing before it takes factors".into()) };
+            quality.scaling = Some(self.folding.note(&linear.name).cloned().unwrap_or_else(none));
+        }
         quality.fallback = match (few, solution.fallback) {
             (true, _) => Some(format!("{} rows were seen, fewer than {}", shared.hessian.rows(), self.job.recipe.fallback_rows)),
             (false, true) => Some("the Hessian is not positive definite with any damping".into()),
@@ -392,13 +414,14 @@ impl Work<'_> {
         let tensors = self.workspace.tensors(&linear.name, matrix)?;
         quality.bytes = tensors.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         let stored = self.workspace.read_back(&tensors, &quality)?;
-        (quality.weight_error, quality.output_error, quality.worst) = errors(&self.job.backend, &stored, seen.0, seen.1);
+        (quality.weight_error, quality.output_error, quality.worst) = errors(&self.job.backend, &stored, seen.0, seen.1, self.folding.scales(&linear.name));
         Ok((quality, tensors))
     }
 
     /// The output head, which sees what the last norm gives. Returns whether it was quantized: a rule may leave it dense.
     fn head(&mut self, rows: &[f32], event: Events<'_>) -> Result<bool, QuantizeError> {
         let first = self.modules.len();
+        self.folding = Folding::default();
         if let Some(report) = self.workspace.finished(HEAD) {
             serde_json::from_value::<Vec<ModuleQuality>>(report).unwrap_or_default().into_iter().for_each(|q| self.account(q));
             return Ok(true);
@@ -424,6 +447,20 @@ impl Work<'_> {
         self.times.files += begin.elapsed();
         Ok(())
     }
+}
+
+/// The weight of a dense module, `[N, K]`, and its bias.
+fn weight(job: &Job<'_>, l: &Linear) -> Result<(Vec<f32>, Option<Vec<f32>>), QuantizeError> {
+    let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
+    let (weight, bias) = match job.source.linear(&l.name, l.in_features, l.out_features, rule)? {
+        LinearWeight::Dense { weight, bias } => (weight.to_f32(), bias),
+        LinearWeight::Quantized(_) => (vec![], None),
+    };
+    if let Some(at) = weight.iter().position(|v| !v.is_finite()) {
+        let found = format!("{} at [{}, {}]", weight[at], at / l.in_features, at % l.in_features);
+        return Err(QuantizeError::setting(&l.name, "finite weights", found, "the folder is damaged; get it again"));
+    }
+    Ok((weight, bias))
 }
 
 type Events<'a> = &'a mut dyn FnMut(Event<'_>);

@@ -26,7 +26,7 @@ pub struct ModuleQuality {
     pub out_features: usize,
     /// Bytes of its codes, scales and zero points.
     pub bytes: u64,
-    /// `|W - Wq|² / |W|²`.
+    /// `|W - Wq|² / |W|²`, with the factors of AWQ taken out of `Wq`.
     pub weight_error: f64,
     /// `|x·(W - Wq)|² / |x·W|²` over the rows that were seen.
     pub output_error: f64,
@@ -40,6 +40,22 @@ pub struct ModuleQuality {
     pub damp: f64,
     /// Why weights were rounded to their nearest levels although more was asked for.
     pub fallback: Option<String>,
+    /// What AWQ made of its inputs, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<Scaling>,
+}
+
+/// The factors of a module's inputs.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Scaling {
+    /// What is divided by them.
+    pub maker: String,
+    /// The power of the inputs' mean magnitudes that they are; at 0 there are none.
+    pub alpha: f64,
+    /// The error of the search with them, as a part of that without, over all modules of these inputs.
+    pub error: f64,
+    /// Why none were looked for.
+    pub left_out: Option<String>,
 }
 
 impl ModuleQuality {
@@ -67,8 +83,15 @@ pub struct Times {
 const WORST: usize = 5;
 
 /// The errors of a stored module: of its weights, of its outputs under `h` (`[K, K]`, the mean outer product of its input
-/// rows), and its worst outputs. `weight` is `[N, K]`.
-pub(crate) fn errors(backend: &Backend, stored: &QuantMatrix, weight: &[f32], h: &[f64]) -> (f64, f64, Vec<(usize, f64)>) {
+/// rows), and its worst outputs. `weight` is `[N, K]`. Stored weights are divided by the factors of their inputs and
+/// multiplied by those of their outputs before: the errors are those of the weights that the source has.
+pub(crate) fn errors(
+    backend: &Backend,
+    stored: &QuantMatrix,
+    weight: &[f32],
+    h: &[f64],
+    [inputs, outputs]: [Option<&[f64]>; 2],
+) -> (f64, f64, Vec<(usize, f64)>) {
     /// Columns at a time: memory is a few times this many.
     const STRIP: usize = 512;
     let (k, n) = (stored.in_features(), stored.out_features());
@@ -77,6 +100,10 @@ pub(crate) fn errors(backend: &Backend, stored: &QuantMatrix, weight: &[f32], h:
         let strip = from..n.min(from + STRIP);
         let (mut codes, mut errors) = (vec![], vec![0.0f64; k * strip.len()]);
         stored.dequantize_columns(strip.clone(), &mut codes, &mut errors);
+        for (row, c) in errors.chunks_exact_mut(k).zip(strip.clone()) {
+            let output = outputs.map_or(1.0, |s| s[c]);
+            row.iter_mut().enumerate().for_each(|(i, v)| *v *= output / inputs.map_or(1.0, |s| s[i]));
+        }
         let w: Vec<f64> = weight[strip.start * k..strip.end * k].iter().map(|v| f64::from(*v)).collect();
         errors.iter_mut().zip(&w).for_each(|(e, w)| *e -= w);
         let through = |rows: &[f64]| {

@@ -170,7 +170,8 @@ impl Workspace {
                 taken.insert(module_of(name).to_string());
             }
         }
-        let rest: Vec<&str> = source.tensor_names().filter(|t| !(t.ends_with(".weight") && taken.contains(module_of(t)))).collect();
+        let replaced = |t: &str| map.contains_key(t) || t.ends_with(".weight") && taken.contains(module_of(t));
+        let rest: Vec<&str> = source.tensor_names().filter(|t| !replaced(t)).collect();
         let specs: Vec<TensorSpec> = rest.iter().filter_map(|t| source.info(t).map(|i| ((*t).into(), i.dtype, i.shape.clone()))).collect();
         let mut writer = SafetensorsWriter::create(&whole.join("rest.safetensors"), &specs)?;
         for name in rest {

@@ -18,6 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 enum MethodArg {
     Rtn,
     Gptq,
+    Awq,
+    #[value(name = "awq+gptq")]
+    AwqGptq,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -47,19 +50,20 @@ pub struct Args {
     /// Inputs of a group; -1 for one group a column
     #[arg(long, default_value_t = 128, allow_negative_numbers = true)]
     group_size: i64,
-    /// Zero points at the midpoint [default]
+    /// Zero points at the midpoint [default, but not of AWQ files]
     #[arg(long, overrides_with = "asym")]
     sym: bool,
     /// A zero point for each group and column
     #[arg(long)]
     asym: bool,
-    /// gptq, gptq_v2, gptq_p, awq or compressed-tensors [default: gptq; gptq_v2 with --asym; gptq_p for 5, 6 and 7 bits]
+    /// gptq, gptq_v2, gptq_p, awq or compressed-tensors [default: gptq; gptq_v2 with --asym; gptq_p for 5, 6 and 7 bits; awq
+    /// for 4 bits with --method awq]
     #[arg(long)]
     format: Option<Target>,
     /// Keep zero points at 1 or more, so that programs that store them less one read them right
     #[arg(long)]
     portable_v1: bool,
-    /// How codes are chosen
+    /// How codes are chosen; awq scales what matters and rounds to nearest, awq+gptq does GPTQ on the scaled weights
     #[arg(long, value_enum, default_value = "gptq")]
     method: MethodArg,
     /// The order in which inputs are rounded; desc is act-order, which costs time when the model runs
@@ -105,9 +109,11 @@ pub struct Args {
 
 impl Args {
     fn recipe(&self) -> Result<Recipe> {
+        let awq = matches!(self.method, MethodArg::Awq);
         let target = match self.format {
             Some(target) => target,
             None if matches!(self.bits, 5..=7) => Target::GptqP,
+            None if awq && self.bits == 4 => Target::Awq,
             None if self.asym && !self.portable_v1 => Target::GptqV2,
             None => Target::Gptq,
         };
@@ -129,12 +135,15 @@ impl Args {
         Ok(Recipe {
             bits: self.bits,
             group_size,
-            sym: !self.asym,
+            // AWQ files have zero points of their own
+            sym: !self.asym && (self.sym || !(awq && target == Target::Awq)),
             target,
             portable: self.portable_v1,
             method: match self.method {
                 MethodArg::Rtn => Method::Rtn,
                 MethodArg::Gptq => Method::Gptq,
+                MethodArg::Awq => Method::Awq,
+                MethodArg::AwqGptq => Method::AwqGptq,
             },
             order: match self.order {
                 OrderArg::None => Order::None,
