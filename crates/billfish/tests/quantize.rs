@@ -63,6 +63,25 @@ fn a_quantized_folder_is_close_to_what_it_was_made_from() {
 }
 
 #[test]
+fn awq_writes_awq() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dense(&dir);
+    let text = fixture("text/valid-20k.txt");
+    let out = dir.path().join("out");
+    let common = ["--calibration", text.to_str().unwrap(), "--samples", "2", "--seqlen", "64", "--json"];
+    let report = json(&[&["quantize", &base, out.to_str().unwrap(), "--method", "awq"], &common[..]].concat());
+    assert_eq!((&report["method"], &report["format"]), (&json!("awq"), &json!("awq")));
+    let modules = report["modules"].as_array().unwrap();
+    assert!(modules.iter().all(|m| m["sym"] == false && m["scaling"]["left_out"].is_null()), "{report}");
+    let value = |m: &serde_json::Value| m["module"].as_str().unwrap().ends_with("o_proj");
+    let makers: Vec<&str> = modules.iter().filter(|m| value(m)).map(|m| m["scaling"]["maker"].as_str().unwrap()).collect();
+    assert!(makers.len() == 6 && makers.iter().all(|m| m.ends_with("v_proj")), "{makers:?}");
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
+    let config = &config["quantization_config"];
+    assert_eq!((&config["quant_method"], &config["zero_point"], &config["version"]), (&json!("awq"), &json!(true), &json!("gemm")));
+}
+
+#[test]
 fn questions_are_answered() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("questions.jsonl");

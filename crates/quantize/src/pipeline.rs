@@ -83,7 +83,15 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
     check(job, &all)?;
     let planar = all.iter().any(|l| matches!(job.recipe.settings(&l.name), Ok(Some(s)) if matches!(s.grid.bits, 5..=7)));
     let workspace = Workspace::open(job.out, &settings(job)?, planar, job.resume)?;
-    let mut work = Work { job, config: &config, workspace: &workspace, rules: Map::new(), modules: vec![], folding: Folding::default(), times: Times::default() };
+    let mut work = Work {
+        job,
+        config: &config,
+        workspace: &workspace,
+        rules: Map::new(),
+        modules: vec![],
+        folding: Folding::default(),
+        times: Times::default(),
+    };
     let lengths: Vec<usize> = job.samples.iter().map(Vec::len).collect();
     let mut hidden: Option<Vec<f32>> = None;
     let mut parts: Vec<String> = vec![];
@@ -403,7 +411,8 @@ impl Work<'_> {
             scaling: None,
         };
         if self.job.recipe.method.scales() {
-            let none = || Scaling { maker: String::new(), alpha: 0.0, error: 1.0, left_out: Some("nothing before it takes factors".into()) };
+            let none =
+                || Scaling { maker: String::new(), alpha: 0.0, error: 1.0, left_out: Some("nothing before it takes factors".into()) };
             quality.scaling = Some(self.folding.note(&linear.name).cloned().unwrap_or_else(none));
         }
         quality.fallback = match (few, solution.fallback) {
@@ -414,7 +423,8 @@ impl Work<'_> {
         let tensors = self.workspace.tensors(&linear.name, matrix)?;
         quality.bytes = tensors.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         let stored = self.workspace.read_back(&tensors, &quality)?;
-        (quality.weight_error, quality.output_error, quality.worst) = errors(&self.job.backend, &stored, seen.0, seen.1, self.folding.scales(&linear.name));
+        (quality.weight_error, quality.output_error, quality.worst) =
+            errors(&self.job.backend, &stored, seen.0, seen.1, self.folding.scales(&linear.name));
         Ok((quality, tensors))
     }
 

@@ -66,7 +66,8 @@ fn folded_equals_plain(dir: &Path, kept: &dyn Fn(&Linear) -> bool) -> usize {
             let wanted: Vec<f64> = (0..site.maker.channels()).map(|c| 0.4 * 6f64.powf(unit(c + 1000 * at))).collect();
             let scales = place.storable(&wanted);
             let other = scales.iter().filter(|s| **s != 1.0).count();
-            assert!(2 * other > scales.len(), "{}: {other} of {}", site.maker.name(), scales.len());
+            // of a fused gate and up only the second half is read
+            assert!(4 * other > scales.len(), "{}: {other} of {}", site.maker.name(), scales.len());
             folding.take(place, &scales);
             count += 1;
         }
@@ -341,15 +342,30 @@ fn reported_errors_are_those_of_the_file() {
     assert!(factors > 0, "factors of some");
 }
 
+/// Makes every seventh weight of the layers' norms 8 in a folder of one file, so that some inputs are large.
+fn with_large_inputs(dir: &Path) {
+    let path = dir.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + len]).unwrap();
+    for (_, tensor) in header.as_object().unwrap().iter().filter(|(name, _)| name.ends_with("layernorm.weight")) {
+        let eight = if tensor["dtype"] == "F16" { half::f16::from_f32(8.0).to_bits() } else { half::bf16::from_f32(8.0).to_bits() };
+        let [from, to] = [0, 1].map(|i| tensor["data_offsets"][i].as_u64().unwrap() as usize + 8 + len);
+        bytes[from..to].chunks_exact_mut(14).for_each(|c| c[..2].copy_from_slice(&eight.to_le_bytes()));
+    }
+    std::fs::write(&path, bytes).unwrap();
+}
+
 /// What stays dense takes powers of two, to the last bit.
 #[test]
 fn what_stays_dense_loses_nothing() {
     let dir = dense("tiny-moe", "awq-dense-source");
+    with_large_inputs(&dir);
     let source = Checkpoint::open(&dir).unwrap();
     let rules = serde_json::json!({"-:.*k_proj": {}});
     let dynamic = Dynamic::parse("rules", &rules).unwrap();
     let out = fresh("awq-dense");
-    run(&source, &Recipe { dynamic, bits: 3, ..recipe(Method::Awq) }).to(&out);
+    run(&source, &Recipe { dynamic, bits: 3, search: Search::MinMax, ..recipe(Method::Awq) }).to(&out);
     let written = Checkpoint::open(&out).unwrap();
     let config = DecoderConfig::from_json("config.json", source.config()).unwrap();
     let hidden = config.hidden_size;

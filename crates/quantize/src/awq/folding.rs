@@ -41,20 +41,25 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// The factors that there can be in place of those that are wanted.
+    /// The factors that there can be in place of those that are wanted: 1 for a channel that no reader sees.
     pub fn storable(&self, wanted: &[f64]) -> Vec<f64> {
-        if self.dense.is_empty() {
-            // a norm or a bias decides, if there is one
-            let ratio = |(c, &s): (usize, &f64)| self.divided.first().map_or(s, |(_, t)| t.ratio(c, s));
-            return wanted.iter().enumerate().map(ratio).collect();
+        let k = self.site.readers.first().map_or(0, |(_, l)| l.in_features);
+        let mut scales = vec![1.0; wanted.len()];
+        for c in (0..k).map(|i| self.site.maker.channel(i)) {
+            scales[c] = match self.dense.is_empty() {
+                // a norm or a bias decides, if there is one
+                true => self.divided.first().map_or(wanted[c], |(_, t)| t.ratio(c, wanted[c])),
+                false => wanted[c].log2().round().exp2(),
+            };
         }
-        let mut scales: Vec<f64> = wanted.iter().map(|s| s.log2().round().exp2()).collect();
+        if self.dense.is_empty() {
+            return scales;
+        }
         for (c, s) in scales.iter_mut().enumerate() {
             if !self.divided.iter().all(|(_, t)| t.divides(c, *s)) {
                 *s = 1.0;
             }
         }
-        let k = self.site.readers.first().map_or(0, |(_, l)| l.in_features);
         for (input, c) in (0..k).map(|i| (i, self.site.maker.channel(i))) {
             if !self.multiplied.iter().all(|(_, t)| t.multiplies(input, scales[c])) {
                 scales[c] = 1.0;

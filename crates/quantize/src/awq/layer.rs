@@ -67,7 +67,9 @@ fn fold_site(
     let mut readers = vec![];
     for (group, modules) in quantized {
         // what saw too little says nothing about factors
-        let Some(seen) = seen.remove(&(site.step, group)).filter(|s| s.hessian().rows() >= given.recipe.fallback_rows.max(1)) else { continue };
+        let Some(seen) = seen.remove(&(site.step, group)).filter(|s| s.hessian().rows() >= given.recipe.fallback_rows.max(1)) else {
+            continue;
+        };
         let modules = modules.into_iter().map(|(l, settings)| Ok(((given.weight)(l)?, settings)));
         readers.push(Readers { seen, modules: modules.collect::<Result<_, QuantizeError>>()? });
     }
