@@ -92,12 +92,12 @@ impl Group<'_> {
         let h = Matrix::new(self.h, size, size, size);
         self.backend.gemm(1.0, Matrix::new(&levels, levels.len() / size, size, size), h, &mut through, size, Part::All);
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
-        let columns = levels.chunks_exact(size).zip(through.chunks_exact(size)).zip(self.weights.chunks_exact(size)).zip(best);
-        let scale = |(((levels, through), w), (_, step)): (((&[f64], &[f64]), &[f64]), &(f64, Step))| {
-            let below = dot(levels, through);
-            let scale = if below > 0.0 { self.grid.store(dot(w, through) / below) } else { step.scale };
+        let column = |(c, (_, step)): (usize, &(f64, Step))| {
+            let at = c * size..(c + 1) * size;
+            let below = dot(&levels[at.clone()], &through[at.clone()]);
+            let scale = if below > 0.0 { self.grid.store(dot(&self.weights[at.clone()], &through[at]) / below) } else { step.scale };
             Step { scale, ..*step }
         };
-        columns.map(scale).collect()
+        best.iter().enumerate().map(column).collect()
     }
 }
