@@ -68,7 +68,7 @@ fn awq_writes_awq() {
     let base = dense(&dir);
     let text = fixture("text/valid-20k.txt");
     let out = dir.path().join("out");
-    let common = ["--calibration", text.to_str().unwrap(), "--samples", "2", "--seqlen", "64", "--json"];
+    let common = ["--calibration", text.to_str().unwrap(), "--samples", "2", "--seqlen", "64", "--search", "minmax", "--json"];
     let report = json(&[&["quantize", &base, out.to_str().unwrap(), "--method", "awq"], &common[..]].concat());
     assert_eq!((&report["method"], &report["format"]), (&json!("awq"), &json!("awq")));
     let modules = report["modules"].as_array().unwrap();
