@@ -15,6 +15,7 @@
 
 pub mod bench;
 mod builtin;
+mod calibration;
 mod doctor;
 mod engines;
 mod error;
@@ -31,6 +32,7 @@ pub use billfish_kernels::{Activations, Isa, KvType};
 pub use billfish_models::Progress;
 pub use billfish_text::Message;
 pub use builtin::{BUILTIN_NAME, builtin_files};
+pub use calibration::{Calibration, CalibrationOptions, read_calibration};
 pub use doctor::{Examination, Finding, Fixed, Severity, examine, examine_unopened, fix};
 pub use engines::{EngineVerdict, Outcome, engines};
 pub use error::Error;

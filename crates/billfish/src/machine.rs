@@ -52,9 +52,19 @@ fn kilobytes(text: &str, key: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// Bytes of memory that programs may still take, where the system tells.
+pub fn free_memory() -> Option<u64> {
+    kilobytes(&read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+}
+
 /// Largest resident size of this process since it began or since [`reset_peak_memory`], in bytes, where the system tells.
 pub fn peak_memory() -> Option<u64> {
     kilobytes(&read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
+/// Resident size of this process now, in bytes, where the system tells.
+pub fn resident_memory() -> Option<u64> {
+    kilobytes(&read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
 /// Lets [`peak_memory`] begin anew from what is resident now. Returns whether the system does that.
@@ -117,6 +127,8 @@ mod tests {
         let m = Machine::detect();
         assert!(m.cpus >= 1 && m.memory.unwrap() > 1 << 20 && m.os.starts_with("linux "), "{m:?}");
         assert!(peak_memory().unwrap() > 1 << 20);
+        let now = resident_memory().unwrap();
+        assert!(now > 1 << 20 && now <= peak_memory().unwrap());
     }
 
     /// What an instruction set needs is listed where it is available.

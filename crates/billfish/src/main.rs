@@ -1,4 +1,4 @@
-//! The `billfish` binary. Exit code 0: done; 1: any error, wrong usage included; 2: a gate failed.
+//! The `billfish` binary. Exit code 0: done; 1: any error, wrong usage included; 2: a gate failed; 130: Ctrl-C.
 #![forbid(unsafe_code)]
 
 mod cli;
@@ -13,6 +13,10 @@ fn main() -> ExitCode {
         Err(e) if e.is::<cli::GateFailed>() => {
             eprintln!("failed: {e}");
             ExitCode::from(2)
+        }
+        Err(e) if e.is::<cli::Interrupted>() => {
+            eprintln!("{e}");
+            ExitCode::from(130)
         }
         Err(e) => {
             eprintln!("error: {e}");

@@ -62,6 +62,87 @@ fn a_quantized_folder_is_close_to_what_it_was_made_from() {
     assert!(error(&["quantize", &base, &format!("{out}3"), "--group-size", "0", "--calibration", text]).contains("--group-size"));
 }
 
+/// Rows of token ids, and the same with padding before them.
+fn rows(dir: &tempfile::TempDir) -> [String; 2] {
+    let rows: Vec<Vec<u32>> = (0..6u32).map(|s| (0..20 + 5 * s).map(|i| (i * i * 31 + s * 77 + i * 5) % 256).collect()).collect();
+    let padded = |row: &Vec<u32>| {
+        let (ids, mask) = ([&[0, 0, 0][..], row].concat(), [vec![0; 3], vec![1; row.len()]].concat());
+        json!({"input_ids": ids, "attention_mask": mask})
+    };
+    let texts = [rows.iter().map(|row| json!({"tokens": row})).collect::<Vec<_>>(), rows.iter().map(padded).collect()];
+    ["plain.jsonl", "padded.jsonl"]
+        .map(|n| dir.path().join(n).to_str().unwrap().to_string())
+        .into_iter()
+        .zip(texts)
+        .map(|(path, rows)| {
+            std::fs::write(&path, rows.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")).unwrap();
+            path
+        })
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap()
+}
+
+#[test]
+fn statistics_padding_and_what_it_would_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (base, [plain, padded]) = (at("base"), rows(&dir));
+    ok(&["synth", "tiny", &base, "--dense"]);
+    let with = |out: &str, extra: &[&str]| {
+        let (out, extra) = (at(out), extra.iter().map(|e| e.to_string()));
+        let args = ["quantize", &base, &out, "--group-size", "32", "--json"].map(String::from);
+        args.into_iter().chain(extra).collect::<Vec<String>>()
+    };
+    let run = |out: &str, extra: &[&str]| json(&with(out, extra).iter().map(String::as_str).collect::<Vec<_>>());
+    let refused = |out: &str, extra: &[&str]| error(&with(out, extra).iter().map(String::as_str).collect::<Vec<_>>());
+    let weights = |out: &str| std::fs::read(dir.path().join(out).join("model.safetensors")).unwrap();
+
+    let stats = at("stats");
+    let dry = run("first", &["--calibration", &plain, "--save-stats", &stats, "--dry-run"]);
+    assert!(!dir.path().join("first").exists() && !dir.path().join("stats").exists());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "the model and two texts");
+    let first = run("first", &["--calibration", &plain, "--save-stats", &stats]);
+    assert_eq!((&dry["bytes"], &dry["file_bytes"]), (&first["bytes"], &json!(weights("first").len())));
+    assert!(dry["estimated_memory"].as_u64().unwrap() > 100_000 && dry["estimated_seconds"].as_f64().unwrap() > 0.0, "{dry}");
+    let kept: u64 = std::fs::read_dir(&stats)
+        .unwrap()
+        .map(|e| e.unwrap())
+        .filter(|e| e.path().extension().is_some_and(|e| e == "safetensors"))
+        .map(|e| e.metadata().unwrap().len())
+        .sum();
+    let said = dry["statistics_bytes"].as_u64().unwrap();
+    assert!(said <= kept && kept < said + said / 4, "{said} {kept}");
+    let calibration = json!({"sequences": 6, "of": 6, "tokens": 195, "dropped_rows": 0, "seed": null});
+    assert_eq!((&first["calibration"], &first["statistics"], &first["requantized_modules"]), (&calibration, &json!(null), &json!(0)));
+
+    let again = run("again", &["--stats", &stats]);
+    assert!(weights("again") == weights("first"), "the same bytes without a text");
+    assert_eq!((&again["modules"], &again["calibration"], &again["seconds"]["forward"]), (&first["modules"], &json!(null), &json!(0.0)));
+    let masked = run("masked", &["--calibration", &padded]);
+    assert!(weights("masked") == weights("first") && masked["modules"] == first["modules"], "what is masked leaves no trace");
+    let fewer = run("fewer", &["--calibration", &plain, "--samples", "3", "--seed", "1"]);
+    assert_eq!((&fewer["calibration"]["sequences"], &fewer["calibration"]["seed"]), (&json!(3), &json!(1)));
+    assert!(weights("fewer") != weights("first"));
+
+    assert!(refused("no", &["--stats", &stats, "--bits", "3"]).contains("`bits` 3, found `bits` 4"));
+    assert!(refused("no", &["--calibration", &plain, "--save-stats", &stats]).contains("files in it"));
+    assert!(refused("no", &["--stats", &stats, "--samples", "3"]).contains("--samples"));
+    assert!(refused("no", &["--method", "rtn", "--samples", "3"]).contains("--calibration"));
+    assert!(refused("no", &["--method", "rtn", "--sequential", "dense"]).contains("sequential"));
+    assert!(refused("no", &["--calibration", &plain, "--seqlen", "1"]).contains("expected 2 or more"));
+    assert!(refused("no", &["--calibration", &plain, "--dry-run", "--format", "awq", "--bits", "3"]).contains("awq"));
+    assert!(refused("no", &["--calibration", &plain, "--requantize"]).contains("nothing that is quantized"));
+
+    let (narrow, requantized) = (at("first"), at("requantized"));
+    let (out, _) = ok(&["quantize", &narrow, &requantized, "--requantize", "--bits", "3", "--group-size", "32", "--calibration", &plain]);
+    let modules = first["modules"].as_array().unwrap().len();
+    assert!(out.contains(&format!("{modules} modules were quantized before")), "{out}");
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("requantized/quantize_config.json")).unwrap()).unwrap();
+    assert_eq!(config["bits"], 3);
+}
+
 #[test]
 fn awq_writes_awq() {
     let dir = tempfile::tempdir().unwrap();
@@ -79,6 +160,32 @@ fn awq_writes_awq() {
     let config: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
     let config = &config["quantization_config"];
     assert_eq!((&config["quant_method"], &config["zero_point"], &config["version"]), (&json!("awq"), &json!(true), &json!("gemm")));
+}
+
+/// Options that a method has no use for are no options of it.
+#[test]
+fn options_of_other_methods_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dense(&dir);
+    let (out, text) = (dir.path().join("out"), fixture("text/valid-20k.txt"));
+    let common = ["quantize", &base, out.to_str().unwrap(), "--calibration", text.to_str().unwrap(), "--samples", "2", "--seqlen", "64"];
+    for method in ["rtn", "awq"] {
+        for given in [["--damp", "0.01"], ["--sweeps", "2"], ["--order", "gar"], ["--order", "static"], ["--order", "none"]] {
+            let message = error(&[&common[..], &["--method", method], &given[..]].concat());
+            assert!(message.contains(given[0]) && message.contains(method) && message.contains("awq+gptq"), "{message}");
+        }
+    }
+    // these two ask for groups that an AWQ file has no place for, and for sums that factors are more than
+    let message = error(&[&common[..], &["--method", "awq", "--format", "awq", "--order", "desc"]].concat());
+    assert!(message.contains("awq") && message.contains("order"), "{message}");
+    let stats = dir.path().join("stats");
+    let message = error(&[&common[..], &["--method", "awq+gptq", "--save-stats", stats.to_str().unwrap()]].concat());
+    assert!(message.contains("statistics") && message.contains("awq+gptq"), "{message}");
+    assert!(!stats.exists() && !out.exists());
+    // and a folder whose scales moved has no errors that could be measured again
+    json(&[&common[..], &["--method", "awq", "--search", "minmax", "--json"]].concat());
+    let message = error(&["eval", "errors", out.to_str().unwrap(), "--base", &base]);
+    assert!(message.contains("AWQ") && message.contains("kld"), "{message}");
 }
 
 #[test]

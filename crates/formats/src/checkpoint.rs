@@ -165,6 +165,14 @@ impl Checkpoint {
         })
     }
 
+    /// The same folder with other tensors in its files.
+    pub(crate) fn with_tensors(&self, tensors: BTreeMap<String, (usize, TensorInfo)>) -> Result<Self, FormatError> {
+        let shards = shards::Shards { sources: self.sources.clone(), tensors };
+        let quantization = (self.quantization.clone(), self.quantization_files.clone());
+        let (store, generation) = (self.store.clone(), self.generation_config.clone());
+        Self::assemble(self.name.clone(), store, self.config.clone(), generation, quantization, shards, Warnings::default())
+    }
+
     /// The same folder with GPTQ zero points read as the caller says, or by their own evidence if `None`. Reading them
     /// against their evidence is a warning.
     ///

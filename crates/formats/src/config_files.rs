@@ -26,7 +26,7 @@ pub struct RawQuantization {
 }
 
 /// Files that hold a quantization config and nothing else.
-const OWN_FILES: [&str; 2] = ["quantize_config.json", "quant_config.json"];
+pub const QUANTIZATION_FILES: [&str; 2] = ["quantize_config.json", "quant_config.json"];
 
 /// Every quantization config of a folder, in the order in which they count. A file of its own is what the quantizer wrote
 /// and comes before `config.json`, which other programs rewrite. With `skip`, one that cannot be parsed is passed to it.
@@ -36,7 +36,7 @@ pub(crate) fn raw(
     mut skip: Option<&mut dyn FnMut(FormatError)>,
 ) -> Result<Vec<RawQuantization>, FormatError> {
     let mut found = vec![];
-    for file in OWN_FILES {
+    for file in QUANTIZATION_FILES {
         match (object(store, file), &mut skip) {
             (Ok(map), _) => found.extend(map.map(|map| RawQuantization { file, prefix: "", map })),
             (Err(e), Some(skip)) => skip(e),

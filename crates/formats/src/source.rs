@@ -14,15 +14,16 @@ use std::sync::Arc;
 pub type Maker = Arc<dyn Fn(u64, &mut [u8]) + Send + Sync>;
 
 /// A readable range of bytes with the name that messages use.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Source {
     name: String,
     len: u64,
     bytes: Bytes,
 }
 
+#[derive(Clone)]
 enum Bytes {
-    File(PositionalFile),
+    File(Arc<PositionalFile>),
     Memory(Cow<'static, [u8]>),
     Made(Maker),
 }
@@ -54,7 +55,7 @@ impl Source {
                 remedy: "put the file itself there".into(),
             });
         }
-        Ok(Self { name, len: meta.len(), bytes: Bytes::File(PositionalFile::new(file)) })
+        Ok(Self { name, len: meta.len(), bytes: Bytes::File(Arc::new(PositionalFile::new(file))) })
     }
 
     /// Wraps bytes in memory.

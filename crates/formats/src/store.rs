@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// A flat set of named files.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Store {
     Folder(PathBuf),
     Memory { name: String, files: Vec<(Cow<'static, str>, Content)> },

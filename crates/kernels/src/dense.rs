@@ -99,6 +99,11 @@ impl PackedDense {
         Ok(Self { in_features: k, out_features: n, dtype, data: Stored::own(data), bias })
     }
 
+    /// A weight of this size without values, which keeps a place until another takes it. Multiplying by it panics.
+    pub fn placeholder(in_features: usize, out_features: usize) -> Self {
+        Self { in_features, out_features, dtype: DType::F16, data: Stored::own(AlignedBytes::to_fill(0)), bias: None }
+    }
+
     /// The weight of bytes that were packed before.
     ///
     /// # Errors

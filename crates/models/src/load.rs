@@ -97,6 +97,8 @@ struct Loader<'a> {
     stored: Option<Parts>,
     /// Where what was packed is kept for the next time.
     recorder: Option<(Recorder, &'a Place)>,
+    /// Modules that are not read, because others will take their places.
+    absent: Option<&'a dyn Fn(&str) -> bool>,
 }
 
 impl Model {
@@ -159,7 +161,8 @@ impl Model {
         let (account, pool) = (Account::new(checkpoint, progress), backend.pool());
         let packed = HashMap::new();
         let packed = stored.as_mut().map_or(packed, |s| std::mem::take(&mut s.weights));
-        let mut loader = Loader { checkpoint, pool, account, packed, modules: vec![], quantize_head, head: None, stored, recorder };
+        let mut loader =
+            Loader { checkpoint, pool, account, packed, modules: vec![], quantize_head, head: None, stored, recorder, absent: None };
         // the largest weights first, by all threads: while a quantized one is packed it exists twice, which is cheapest
         // while nothing else does
         let vocabulary = loader.vocabulary(&config)?;
@@ -181,8 +184,14 @@ impl Model {
     }
 }
 
-/// Reads one layer alone.
-pub(crate) fn layer(checkpoint: &Checkpoint, config: &DecoderConfig, i: usize, pool: &Pool) -> Result<Layer, ModelError> {
+/// Reads one layer alone; the linear modules that are `absent` get placeholders.
+pub(crate) fn layer(
+    checkpoint: &Checkpoint,
+    config: &DecoderConfig,
+    i: usize,
+    pool: &Pool,
+    absent: &dyn Fn(&str) -> bool,
+) -> Result<Layer, ModelError> {
     let mut nobody = |_| ();
     let mut loader = Loader {
         checkpoint,
@@ -194,6 +203,7 @@ pub(crate) fn layer(checkpoint: &Checkpoint, config: &DecoderConfig, i: usize, p
         head: None,
         stored: None,
         recorder: None,
+        absent: Some(absent),
     };
     loader.layer(config, i)
 }
@@ -203,6 +213,9 @@ impl Loader<'_> {
         let weight = match self.packed.remove(&l.name) {
             Some(w) if (w.in_features(), w.out_features()) == (l.in_features, l.out_features) => w,
             _ if self.stored.is_some() => return Err(cache::lacks(&l.name)),
+            _ if self.absent.is_some_and(|absent| absent(&l.name)) => {
+                Weight::Dense(Arc::new(PackedDense::placeholder(l.in_features, l.out_features)))
+            }
             _ => {
                 let weight = packing::pack(self.checkpoint, l, Some(self.pool))?;
                 self.account.add(&l.name);
@@ -340,7 +353,7 @@ impl Loader<'_> {
         let first = self.modules.len();
         let mut experts: Vec<Expert> = match &plan.experts {
             ExpertsPlan::Each(list) => list.iter().map(|parts| self.expert(parts)).collect::<Result<_, _>>()?,
-            ExpertsPlan::Stacked { gate_up, down } => self.stacked(gate_up, down, hidden, c)?,
+            ExpertsPlan::Stacked { gate_up, down, .. } => self.stacked(gate_up, down, hidden, c)?,
         };
         let share = c.routing.top_k as f64 / c.routing.experts as f64;
         self.modules[first..].iter_mut().for_each(|m| m.share = share);

@@ -9,13 +9,17 @@ use crate::plan::{self, EMBEDDING, ExpertsPlan, FINAL_NORM, FeedForwardPlan, Gat
 use crate::{DecoderConfig, Linear, ModelError};
 use billfish_formats::Checkpoint;
 use billfish_kernels::{Backend, Input, KvLayer, Product, Weight};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Takes the number of a group and rows that the modules of this group see, `[rows, K]`.
-pub type Look<'a> = &'a mut dyn FnMut(usize, &[f32]);
-/// Takes the number of a step, that of a group, and the rows.
-pub type LookSteps<'a> = &'a mut dyn FnMut(usize, usize, &[f32]);
+/// Takes the number of a step, that of a group in it, and rows that the modules of this group see, `[rows, K]`.
+pub type Look<'a> = &'a mut dyn FnMut(usize, usize, &[f32]);
+/// Says of the number of a step and that of a group whether it is to be looked at.
+pub type Wanted<'a> = &'a dyn Fn(usize, usize) -> bool;
+
+/// Steps of a pass through a layer.
+const STEPS: usize = 4;
 
 /// One layer. It runs whole sequences from their beginning.
 pub struct LoneLayer {
@@ -53,7 +57,25 @@ impl LoneLayer {
         backend: Arc<Backend>,
         options: LoadOptions,
     ) -> Result<Self, ModelError> {
-        let layer = crate::load::layer(checkpoint, config, index, backend.pool())?;
+        Self::load_without(checkpoint, config, index, backend, options, &|_| false)
+    }
+
+    /// Reads layer `index` without those of its [`replaceable`] modules that are `absent`. Others must be put in their places
+    /// before a pass comes to them.
+    ///
+    /// # Errors
+    /// As [`LoneLayer::load`].
+    pub fn load_without(
+        checkpoint: &Checkpoint,
+        config: &DecoderConfig,
+        index: usize,
+        backend: Arc<Backend>,
+        options: LoadOptions,
+        absent: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, ModelError> {
+        let can_be: BTreeSet<String> = replaceable(checkpoint, config, index).into_iter().flatten().flatten().map(|l| l.name).collect();
+        let absent = |module: &str| can_be.contains(module) && absent(module);
+        let layer = crate::load::layer(checkpoint, config, index, backend.pool(), &absent)?;
         let plan = plan::layer(config, checkpoint, index);
         Ok(Self { layer, plan, config: config.clone(), index, backend, options, scratch: Scratch::default() })
     }
@@ -61,37 +83,13 @@ impl LoneLayer {
     /// Steps of a pass through the layer, in each of which some linear modules see their inputs: query, key and value; the
     /// output; gate and up; down.
     pub fn steps(&self) -> usize {
-        4
+        STEPS
     }
 
     /// The modules of a step by group; those of a group see the same rows. With experts, each is a group of its own, and
     /// the shared one is the last.
     pub fn groups(&self, step: usize) -> Vec<Vec<Linear>> {
-        let p = &self.plan;
-        let halves = |parts: &[Linear; 3]| {
-            let [gate, up, down] = parts.clone();
-            if step == 2 { vec![gate, up] } else { vec![down] }
-        };
-        match (step, &p.feed_forward) {
-            (0, _) => vec![vec![p.query.clone(), p.key.clone(), p.value.clone()]],
-            (1, _) => vec![vec![p.output.clone()]],
-            (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Separate(both), .. }) => vec![both.to_vec()],
-            (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Fused(one), .. }) => vec![vec![one.clone()]],
-            (_, FeedForwardPlan::Mlp { down, .. }) => vec![vec![down.clone()]],
-            (_, FeedForwardPlan::Moe(moe)) => {
-                let each = match &moe.experts {
-                    ExpertsPlan::Each(list) => list.iter().map(halves).collect(),
-                    // one tensor for all: nothing of it can be replaced alone
-                    ExpertsPlan::Stacked { .. } => vec![vec![]; self.config.moe.as_ref().map_or(0, |m| m.routing.experts)],
-                };
-                each.into_iter().chain(moe.shared.iter().map(halves)).collect()
-            }
-        }
-    }
-
-    /// Whether the experts of the layer stand in tensors of all experts.
-    pub fn has_stacked_experts(&self) -> bool {
-        matches!(&self.plan.feed_forward, FeedForwardPlan::Moe(moe) if matches!(moe.experts, ExpertsPlan::Stacked { .. }))
+        groups(&self.plan, &self.config, step)
     }
 
     /// Where what its modules see can be scaled.
@@ -194,33 +192,27 @@ impl LoneLayer {
         rows.copy_from_slice(&self.scratch.residual[..rows.len()]);
     }
 
-    /// Runs the layer up to a step and hands out what the modules of this step see, group by group. A token's row goes to
-    /// the experts that it is routed to, or to all of them with `all_experts`.
+    /// Runs the layer as far as `steps` reach and hands out what the modules of these steps see, group by group, those groups
+    /// that are `wanted`; what only others would see is not computed where it can be left out. A token's row goes to the
+    /// experts that it is routed to, or to all of them with `all_experts`.
     ///
     /// # Panics
     /// If there are not as many rows as the lengths say.
-    pub fn observe(&mut self, rows: &[f32], lengths: &[usize], step: usize, all_experts: bool, look: Look<'_>) {
-        self.observe_steps(rows, lengths, step..step + 1, all_experts, &mut |_, group, rows| look(group, rows));
-    }
-
-    /// The same for several steps in one run; `look` takes the number of the step too.
-    ///
-    /// # Panics
-    /// If there are not as many rows as the lengths say.
-    pub fn observe_steps(&mut self, rows: &[f32], lengths: &[usize], steps: Range<usize>, all_experts: bool, look: LookSteps<'_>) {
+    pub fn observe(&mut self, rows: &[f32], lengths: &[usize], steps: Range<usize>, all_experts: bool, wanted: Wanted<'_>, look: Look<'_>) {
+        let wanted = |step: usize, group: usize| steps.contains(&step) && wanted(step, group);
         let mut sequences = self.begin(rows, lengths);
         let m = lengths.iter().sum();
         let pass = Pass { config: &self.config, backend: &self.backend, activations: self.options.activations, m };
         let (s, layer) = (&mut self.scratch, &self.layer);
         let hidden = m * self.config.hidden_size;
-        if steps.contains(&0) {
+        if wanted(0, 0) {
             pass.norm(&layer.attention_norm, s);
             look(0, 0, &s.normed[..hidden]);
         }
         if steps.end > 1 {
             pass.attend(layer, s, &mut sequences);
         }
-        if steps.contains(&1) {
+        if wanted(1, 0) {
             look(1, 0, &s.mixed[..m * self.config.heads * self.config.head_dim]);
         }
         if steps.end < 3 {
@@ -229,11 +221,11 @@ impl LoneLayer {
         pass.output(layer, s);
         match &layer.feed_forward {
             FeedForward::Mlp(mlp) => {
-                if steps.contains(&2) {
+                if wanted(2, 0) {
                     pass.norm(&layer.mlp_norm, s);
                     look(2, 0, &s.normed[..hidden]);
                 }
-                if steps.contains(&3) {
+                if wanted(3, 0) {
                     pass.gate_up(layer, mlp, s);
                     let width = mlp.down.in_features();
                     let rows = gated_rows(&self.backend, pass.gated(&s.gate, &s.up), m, width);
@@ -248,16 +240,19 @@ impl LoneLayer {
                 let count = moe.config.routing.experts;
                 let shared = moe.shared.as_ref().map(|s| &s.expert);
                 for (e, expert) in moe.experts.list().iter().chain(shared).enumerate() {
+                    if !(wanted(2, e) || wanted(3, e)) {
+                        continue;
+                    }
                     let goes = |token: usize| {
                         let of = &choices[token * moe.config.routing.top_k..(token + 1) * moe.config.routing.top_k];
                         e >= count || all_experts || of.iter().any(|c| c.expert as usize == e)
                     };
                     let tokens = normed.chunks_exact(self.config.hidden_size).enumerate();
                     let seen: Vec<f32> = tokens.filter(|(t, _)| goes(*t)).flat_map(|(_, row)| row).copied().collect();
-                    if steps.contains(&2) {
+                    if wanted(2, e) {
                         look(2, e, &seen);
                     }
-                    if !steps.contains(&3) {
+                    if !wanted(3, e) {
                         continue;
                     }
                     let (n, width) = (seen.len() / self.config.hidden_size, expert.down.in_features());
@@ -270,6 +265,34 @@ impl LoneLayer {
                     look(3, e, &gate);
                 }
             }
+        }
+    }
+}
+
+/// The modules of layer `index` that a quantizer may replace, by step and group as [`LoneLayer`] has them. No tensor is read.
+pub fn replaceable(checkpoint: &Checkpoint, config: &DecoderConfig, index: usize) -> Vec<Vec<Vec<Linear>>> {
+    let plan = plan::layer(config, checkpoint, index);
+    (0..STEPS).map(|step| groups(&plan, config, step)).collect()
+}
+
+fn groups(p: &LayerPlan, config: &DecoderConfig, step: usize) -> Vec<Vec<Linear>> {
+    let halves = |parts: &[Linear; 3]| {
+        let [gate, up, down] = parts.clone();
+        if step == 2 { vec![gate, up] } else { vec![down] }
+    };
+    match (step, &p.feed_forward) {
+        (0, _) => vec![vec![p.query.clone(), p.key.clone(), p.value.clone()]],
+        (1, _) => vec![vec![p.output.clone()]],
+        (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Separate(both), .. }) => vec![both.to_vec()],
+        (2, FeedForwardPlan::Mlp { gate_up: GateUpPlan::Fused(one), .. }) => vec![vec![one.clone()]],
+        (_, FeedForwardPlan::Mlp { down, .. }) => vec![vec![down.clone()]],
+        (_, FeedForwardPlan::Moe(moe)) => {
+            let each = match &moe.experts {
+                ExpertsPlan::Each(list) => list.iter().map(halves).collect(),
+                // one tensor for all: nothing of it can be replaced alone
+                ExpertsPlan::Stacked { .. } => vec![vec![]; config.moe.as_ref().map_or(0, |m| m.routing.experts)],
+            };
+            each.into_iter().chain(moe.shared.iter().map(halves)).collect()
         }
     }
 }
@@ -290,13 +313,16 @@ fn gated_rows(backend: &Backend, x: Input<'_>, m: usize, width: usize) -> Vec<f3
 /// [`ModelError::Token`] for an id outside the vocabulary, and what reading gives.
 pub fn embed(checkpoint: &Checkpoint, config: &DecoderConfig, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
     let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
-    let table = checkpoint.dense(&format!("{EMBEDDING}.weight"), &[vocabulary, hidden])?;
+    // only the rows that are asked for: a vocabulary may be larger than all else that is in memory
+    let table = checkpoint.dense_rows(&format!("{EMBEDDING}.weight"), [vocabulary, hidden])?;
     let mut rows = vec![0.0; tokens.len() * hidden];
+    let mut stored = vec![0; hidden * table.dtype().size()];
     for (position, (&token, row)) in tokens.iter().zip(rows.chunks_exact_mut(hidden)).enumerate() {
         if token as usize >= vocabulary {
             return Err(ModelError::Token { token, position, vocabulary });
         }
-        table.read_f32(token as usize * hidden, row);
+        table.read(token as usize, &mut stored)?;
+        table.dtype().read_f32(&stored, row);
     }
     Ok(rows)
 }

@@ -2,11 +2,11 @@
 
 use crate::architecture::{ExpertNames, MoeRules, SharedRule};
 use crate::{DecoderConfig, MoeConfig};
-use billfish_formats::Checkpoint;
+use billfish_formats::{Checkpoint, Matrix};
 use std::collections::BTreeSet;
 
 /// The table that tokens become rows of.
-pub(crate) const EMBEDDING: &str = "model.embed_tokens";
+pub const EMBEDDING: &str = "model.embed_tokens";
 /// The output head.
 pub(crate) const HEAD: &str = "lm_head";
 /// The norm before the head.
@@ -71,6 +71,8 @@ pub(crate) enum ExpertsPlan {
     Stacked {
         gate_up: String,
         down: String,
+        /// The modules that they would be one by one.
+        each: Vec<[Linear; 3]>,
     },
 }
 
@@ -87,7 +89,7 @@ impl ExpertsPlan {
     fn tensors(&self) -> impl Iterator<Item = &str> {
         let (gate_up, down) = match self {
             ExpertsPlan::Each(_) => (None, None),
-            ExpertsPlan::Stacked { gate_up, down } => (Some(gate_up), Some(down)),
+            ExpertsPlan::Stacked { gate_up, down, .. } => (Some(gate_up), Some(down)),
         };
         gate_up.into_iter().chain(down).map(String::as_str)
     }
@@ -145,12 +147,11 @@ impl MoePlan {
             std::array::from_fn(|p| linear(format!("{at}.{}", parts[p]), sizes[p].0, sizes[p].1))
         };
         let stacked = format!("{block}.experts.gate_up_proj");
+        let one = |e| mlp(format!("{block}.experts.{e}"), names.parts, moe.width);
+        let each = (0..moe.routing.experts).map(one).collect();
         let experts = match checkpoint.info(&stacked) {
-            Some(_) => ExpertsPlan::Stacked { gate_up: stacked, down: format!("{block}.experts.down_proj") },
-            None => {
-                let one = |e| mlp(format!("{block}.experts.{e}"), names.parts, moe.width);
-                ExpertsPlan::Each((0..moe.routing.experts).map(one).collect())
-            }
+            Some(_) => ExpertsPlan::Stacked { gate_up: stacked, down: format!("{block}.experts.down_proj"), each },
+            None => ExpertsPlan::Each(each),
         };
         let shared = |name: &str| moe.shared_width.map(|width| mlp(format!("{block}.{name}"), rules.names[0].parts, width));
         let (shared, shared_gate) = match rules.shared {
@@ -208,7 +209,7 @@ pub(crate) fn has_own_head(c: &DecoderConfig, checkpoint: &Checkpoint) -> bool {
 }
 
 /// Tables that old checkpoints carry and every reader computes anew.
-pub(crate) fn is_computed(tensor: &str) -> bool {
+pub fn is_computed(tensor: &str) -> bool {
     [".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached", ".masked_bias"].iter().any(|s| tensor.ends_with(s))
 }
 
@@ -232,6 +233,27 @@ impl DecoderConfig {
     /// Those of the layers.
     pub(crate) fn layer_linears(&self, checkpoint: &Checkpoint) -> Vec<Linear> {
         (0..self.layers).flat_map(|i| layer(self, checkpoint, i).linears().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    /// The same folder with experts that stand in one tensor seen one by one, under the names that such modules have; none
+    /// if there are no such experts.
+    ///
+    /// # Errors
+    /// [`crate::ModelError`] if such a tensor has not the size that config.json says.
+    pub fn unstacked(&self, checkpoint: &Checkpoint) -> Result<Option<Checkpoint>, crate::ModelError> {
+        let mut matrices = vec![];
+        for i in 0..self.layers {
+            let FeedForwardPlan::Moe(moe) = layer(self, checkpoint, i).feed_forward else { continue };
+            let ExpertsPlan::Stacked { gate_up, down, each } = &moe.experts else { continue };
+            for (index, [gate, up, out]) in each.iter().enumerate() {
+                let width = gate.out_features;
+                for (linear, stack, rows) in [(gate, gate_up, 0..width), (up, gate_up, width..2 * width), (out, down, 0..out.out_features)]
+                {
+                    matrices.push(Matrix { name: format!("{}.weight", linear.name), stack: stack.clone(), index, rows });
+                }
+            }
+        }
+        Ok(if matrices.is_empty() { None } else { Some(checkpoint.unstacked(&matrices)?) })
     }
 
     /// Compares a folder's tensors with what this decoder asks for, by name; no tensor is read.

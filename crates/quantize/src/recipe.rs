@@ -35,6 +35,26 @@ impl Method {
     }
 }
 
+/// What a layer's modules see while they are calibrated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sequential {
+    /// What the modules before them give once they are quantized, which later ones can make up for.
+    #[default]
+    Quantized,
+    /// What the dense network gives. Statistics of it serve for any width.
+    Dense,
+}
+
+impl Sequential {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Sequential::Quantized => "quantized",
+            Sequential::Dense => "dense",
+        }
+    }
+}
+
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Recipe {
@@ -66,6 +86,11 @@ pub struct Recipe {
     pub fallback_rows: u64,
     /// Let the Hessian of every expert see all tokens, not only those that are routed to it.
     pub all_experts: bool,
+    /// What modules see.
+    pub sequential: Sequential,
+    /// Take a folder that is quantized already: its weights are dequantized, exactly but for scales of 32 bits, whose products
+    /// are rounded to `f32`.
+    pub requantize: bool,
 }
 
 impl Default for Recipe {
@@ -85,6 +110,8 @@ impl Default for Recipe {
             dynamic: Dynamic::default(),
             fallback_rows: 64,
             all_experts: false,
+            sequential: Sequential::Quantized,
+            requantize: false,
         }
     }
 }

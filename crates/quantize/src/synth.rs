@@ -13,6 +13,7 @@ mod shape;
 mod spec;
 
 pub use made::synthetic;
+pub(crate) use random::SplitMix64;
 pub use spec::SynthSpec;
 
 use crate::QuantizeError;

@@ -2,19 +2,28 @@
 //! settings that all of it was made with. What is found there after a break is used again if the settings are the same.
 
 use crate::QuantizeError;
+use crate::pipeline::HEAD;
 use crate::report::ModuleQuality;
+use crate::size::remaining_tensors;
 use billfish_formats::{
-    BiasRule, Checkpoint, Header, LinearWeight, SafetensorsWriter, Source, TensorSpec, gptq_tensors, safetensors_header,
+    BiasRule, Checkpoint, Header, LinearWeight, QUANTIZATION_FILES, SafetensorsWriter, Source, TensorSpec, gptq_tensors, safetensors_header,
 };
 use billfish_tensor::QuantMatrix;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Says with which settings the files were made.
 const STATE: &str = "state.json";
+/// The target as it grows.
+const MADE: &str = "made";
+/// The key of a config that says that the output head is the embedding.
+const TIED: &str = "tie_word_embeddings";
+/// What a file that is looked at again should hold.
+const HASHED: &str = "the bytes that were written before the break";
 
 /// Tensors of quantized modules.
 pub(crate) type Tensors = Vec<(TensorSpec, Vec<u8>)>;
@@ -28,15 +37,28 @@ pub(crate) struct Workspace {
 
 impl Workspace {
     /// Opens the folder beside `out`. What is there is kept if `resume` and it was made with the same `settings`, an error
-    /// if they differ, and taken away otherwise.
-    pub fn open(out: &Path, settings: &Value, planar: bool, resume: bool) -> Result<Self, QuantizeError> {
+    /// if they differ, and taken away otherwise; then work begins once `check` has passed.
+    pub fn open(
+        out: &Path,
+        settings: &Value,
+        planar: bool,
+        resume: bool,
+        check: &dyn Fn() -> Result<(), QuantizeError>,
+    ) -> Result<Self, QuantizeError> {
         let name = out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "out".into());
         let path = out.with_file_name(format!(".{name}.quantizing"));
         let this = Self { path, planar };
-        let found = std::fs::read(this.path.join(STATE)).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let found = match std::fs::read(this.path.join(STATE)) {
+            Ok(bytes) if resume => match serde_json::from_slice::<Value>(&bytes) {
+                Ok(found) => Some(found),
+                Err(e) => return Err(damaged(&this.path.join(STATE), "the settings of the work that was begun", e.to_string())),
+            },
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(QuantizeError::io(&this.path.join(STATE), e)),
+            _ => None,
+        };
         match found {
-            Some(found) if resume && found["settings"] == *settings => return Ok(this),
-            Some(found) if resume => {
+            Some(found) if found["settings"] == *settings => return Ok(this),
+            Some(found) => {
                 let differing = settings.as_object().into_iter().flatten().filter(|(k, v)| found["settings"][k.as_str()] != **v);
                 let keys: Vec<&str> = differing.map(|(k, _)| k.as_str()).collect();
                 return Err(QuantizeError::Output {
@@ -46,7 +68,7 @@ impl Workspace {
                     remedy: "give the same options, or leave --resume out to begin anew".into(),
                 });
             }
-            _ => {}
+            None => check()?,
         }
         match std::fs::remove_dir_all(&this.path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(QuantizeError::io(&this.path, e)),
@@ -63,18 +85,39 @@ impl Workspace {
         std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, &path)).map_err(|e| QuantizeError::io(&path, e))
     }
 
-    /// What a finished part reported, if its files are there and whole.
-    pub fn finished(&self, part: &str) -> Option<Value> {
-        let report: Value = serde_json::from_slice(&std::fs::read(self.path.join(format!("{part}.json"))).ok()?).ok()?;
-        let whole = |name: &str| std::fs::read(self.path.join(name)).is_ok_and(|b| report["sha256"][name] == json!(sha256(&b)));
-        let files = report["sha256"].as_object()?;
-        files.keys().all(|name| whole(name)).then(|| report["report"].clone())
+    /// What a finished part reported; none if it is not finished.
+    ///
+    /// # Errors
+    /// [`QuantizeError::Output`] naming a file that is not what was written, because other parts were made from it.
+    pub fn finished(&self, part: &str) -> Result<Option<Value>, QuantizeError> {
+        let path = self.path.join(Self::report(part));
+        let text = match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|e| QuantizeError::io(&path, e))?,
+        };
+        let (hash, report) = text.split_once('\n').unwrap_or_default();
+        if hash != sha256(report.as_bytes()) {
+            return Err(damaged(&path, HASHED, "others".into()));
+        }
+        let report: Value = serde_json::from_str(report).map_err(|e| damaged(&path, "a report", e.to_string()))?;
+        for (name, hash) in report["sha256"].as_object().into_iter().flatten() {
+            let path = self.path.join(name);
+            if *hash != json!(file_sha256(&path)?) {
+                return Err(damaged(&path, HASHED, "others".into()));
+            }
+        }
+        Ok(Some(report["report"].clone()))
     }
 
-    /// Keeps the tensors of a part's modules, the rows that came out of it, and its report. The report comes last: a part
-    /// without one is not finished.
-    pub fn keep(&self, part: &str, contents: &Tensors, rows: &[f32], report: &Value) -> Result<(), QuantizeError> {
-        let (tensors, hidden) = (Self::file(part), format!("{part}.rows"));
+    /// The file of a part's report is not what it should be.
+    pub fn damaged(&self, part: &str, expected: &str, found: String) -> QuantizeError {
+        damaged(&self.path.join(Self::report(part)), expected, found)
+    }
+
+    /// Keeps the tensors of a part's modules and its report; `rows` is the hash of the rows that came out of it, which are
+    /// kept already. The report comes last: a part without one is not finished.
+    pub fn keep(&self, part: &str, contents: &Tensors, rows: Option<String>, report: &Value) -> Result<(), QuantizeError> {
+        let tensors = Self::file(part);
         let specs: Vec<TensorSpec> = contents.iter().map(|(spec, _)| spec.clone()).collect();
         let partial = self.path.join(format!("{tensors}.partial"));
         let mut writer = SafetensorsWriter::create(&partial, &specs)?;
@@ -82,32 +125,61 @@ impl Workspace {
         writer.finish()?;
         let path = self.path.join(&tensors);
         std::fs::rename(&partial, &path).map_err(|e| QuantizeError::io(&path, e))?;
-        let bytes: Vec<u8> = rows.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.write(&hidden, &bytes)?;
-        let tensor_bytes = std::fs::read(&path).map_err(|e| QuantizeError::io(&path, e))?;
-        let hashes = json!({tensors: sha256(&tensor_bytes), hidden: sha256(&bytes)});
-        self.write(&format!("{part}.json"), format!("{}\n", json!({"sha256": hashes, "report": report})).as_bytes())
-    }
-
-    /// The rows that came out of a finished part.
-    pub fn rows(&self, part: &str) -> Result<Vec<f32>, QuantizeError> {
-        let path = self.path.join(format!("{part}.rows"));
-        let bytes = std::fs::read(&path).map_err(|e| QuantizeError::io(&path, e))?;
-        Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-    }
-
-    /// Takes the rows of a part away: a later part has its own.
-    pub fn forget_rows(&self, part: &str) -> Result<(), QuantizeError> {
-        let path = self.path.join(format!("{part}.rows"));
-        // the report named them, so it is written again without
-        let report_path = self.path.join(format!("{part}.json"));
-        let bytes = std::fs::read(&report_path).map_err(|e| QuantizeError::io(&report_path, e))?;
-        let mut report: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        if let Some(files) = report["sha256"].as_object_mut() {
-            files.remove(&format!("{part}.rows"));
+        let mut hashes = Map::from_iter([(tensors, json!(file_sha256(&path)?))]);
+        if let Some(hash) = rows {
+            hashes.insert(Self::rows(part), json!(hash));
         }
-        self.write(&format!("{part}.json"), format!("{report}\n").as_bytes())?;
-        std::fs::remove_file(&path).map_err(|e| QuantizeError::io(&path, e))
+        self.write_report(part, &json!({"sha256": hashes, "report": report}))
+    }
+
+    /// Writes a report behind its own hash.
+    fn write_report(&self, part: &str, report: &Value) -> Result<(), QuantizeError> {
+        let report = report.to_string();
+        self.write(&Self::report(part), format!("{}\n{report}", sha256(report.as_bytes())).as_bytes())
+    }
+
+    /// Where the rows that come out of a part are kept.
+    pub fn rows_path(&self, part: &str) -> PathBuf {
+        self.path.join(Self::rows(part))
+    }
+
+    /// Writes the rows that come out of a part.
+    pub fn rows_writer(&self, part: &str) -> Result<RowsWriter, QuantizeError> {
+        let path = self.rows_path(part);
+        let partial = self.path.join(format!("{}.partial", Self::rows(part)));
+        let file = std::fs::File::create(&partial).map_err(|e| QuantizeError::io(&partial, e))?;
+        Ok(RowsWriter { file, partial, path, hash: Sha256::new() })
+    }
+
+    /// Takes the rows of a part away, if there are any: a later part has its own.
+    pub fn forget_rows(&self, part: &str) -> Result<(), QuantizeError> {
+        // the report named them, so it is written again without
+        let report_path = self.path.join(Self::report(part));
+        match std::fs::read_to_string(&report_path) {
+            Ok(text) => {
+                let (_, report) = text.split_once('\n').unwrap_or_default();
+                let mut report: Value = serde_json::from_str(report).map_err(|e| damaged(&report_path, "a report", e.to_string()))?;
+                if let Some(files) = report["sha256"].as_object_mut() {
+                    files.remove(&Self::rows(part));
+                }
+                self.write_report(part, &report)?;
+            }
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(QuantizeError::io(&report_path, e)),
+            Err(_) => {}
+        }
+        let path = self.rows_path(part);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(QuantizeError::io(&path, e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn rows(part: &str) -> String {
+        format!("{part}.rows")
+    }
+
+    fn report(part: &str) -> String {
+        format!("{part}.report")
     }
 
     fn file(part: &str) -> String {
@@ -170,17 +242,22 @@ impl Workspace {
                 taken.insert(module_of(name).to_string());
             }
         }
-        let replaced = |t: &str| map.contains_key(t) || t.ends_with(".weight") && taken.contains(module_of(t));
-        let rest: Vec<&str> = source.tensor_names().filter(|t| !replaced(t)).collect();
-        let specs: Vec<TensorSpec> = rest.iter().filter_map(|t| source.info(t).map(|i| ((*t).into(), i.dtype, i.shape.clone()))).collect();
+        let mut specs = remaining_tensors(source, &taken);
+        // AWQ changes norms and biases too
+        specs.retain(|(name, _, _)| !map.contains_key(name));
         let mut writer = SafetensorsWriter::create(&whole.join("rest.safetensors"), &specs)?;
-        for name in rest {
-            source.copy_bytes(name, &mut |piece| writer.write(name, piece))?;
-            map.insert(name.into(), json!("rest.safetensors"));
+        for (name, _, _) in specs {
+            source.copy_bytes(&name, &mut |piece| writer.write(&name, piece))?;
+            map.insert(name, json!("rest.safetensors"));
         }
         writer.finish()?;
         let mut config = source.config().clone();
+        config.remove("compression_config");
         config.insert("quantization_config".into(), self.config(rules));
+        if taken.contains(HEAD) && config.contains_key(TIED) {
+            // the head is no longer the embedding
+            config.insert(TIED.into(), json!(false));
+        }
         let files = [
             ("model.safetensors.index.json", json!({"metadata": {}, "weight_map": map}).to_string()),
             ("config.json", Value::Object(config).to_string()),
@@ -188,12 +265,37 @@ impl Workspace {
         for (name, text) in files {
             std::fs::write(whole.join(name), text).map_err(io(&whole.join(name)))?;
         }
-        for name in source.file_names()?.iter().filter(|n| !n.contains(".safetensors") && *n != "config.json") {
+        // a source that is quantized has configs of its own
+        let stays = |n: &str| !n.contains(".safetensors") && n != "config.json" && !QUANTIZATION_FILES.contains(&n);
+        for name in source.file_names()?.iter().filter(|n| stays(n)) {
             if let Some(bytes) = source.file(name)? {
                 std::fs::write(whole.join(name), bytes).map_err(io(&whole.join(name)))?;
             }
         }
         Ok(Checkpoint::open(&whole)?)
+    }
+
+    /// Where the target grows. What an earlier attempt left there is taken away.
+    pub fn made(&self) -> Result<PathBuf, QuantizeError> {
+        let io = |e| QuantizeError::io(&self.path, e);
+        for entry in std::fs::read_dir(&self.path).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            if entry.file_name().to_string_lossy().trim_start_matches('.').starts_with(MADE) {
+                std::fs::remove_dir_all(entry.path()).map_err(io)?;
+            }
+        }
+        Ok(self.path.join(MADE))
+    }
+
+    /// Gives the finished target its name.
+    pub fn publish(&self, out: &Path) -> Result<(), QuantizeError> {
+        billfish_formats::check_free(out)?;
+        // an empty folder of that name gives way
+        match std::fs::remove_dir(out) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(QuantizeError::io(out, e)),
+            _ => {}
+        }
+        std::fs::rename(self.path.join(MADE), out).map_err(|e| QuantizeError::io(out, e))
     }
 
     /// Takes the folder away.
@@ -209,5 +311,53 @@ fn module_of(tensor: &str) -> &str {
 
 /// The hash of some bytes in hexadecimal digits.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    hex(Sha256::new_with_prefix(bytes))
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The hash of a file, read some bytes at a time.
+fn file_sha256(path: &Path) -> Result<String, QuantizeError> {
+    const PIECE: usize = 1 << 20;
+    let io = |e| QuantizeError::io(path, e);
+    let (mut file, mut hash, mut bytes) = (std::fs::File::open(path).map_err(io)?, Sha256::new(), vec![0; PIECE]);
+    loop {
+        match file.read(&mut bytes).map_err(io)? {
+            0 => return Ok(hex(hash)),
+            read => hash.update(&bytes[..read]),
+        }
+    }
+}
+
+fn damaged(path: &Path, expected: &str, found: String) -> QuantizeError {
+    let remedy = "something changed the file; leave --resume out to begin anew";
+    QuantizeError::Output { path: path.display().to_string(), expected: expected.into(), found, remedy: remedy.into() }
+}
+
+/// Rows on their way to a file, which has its name only once it is whole.
+pub(crate) struct RowsWriter {
+    file: std::fs::File,
+    partial: PathBuf,
+    path: PathBuf,
+    hash: Sha256,
+}
+
+impl RowsWriter {
+    pub fn write(&mut self, rows: &[f32]) -> Result<(), QuantizeError> {
+        const PIECE: usize = 1 << 18;
+        for piece in rows.chunks(PIECE) {
+            let bytes: Vec<u8> = piece.iter().flat_map(|v| v.to_le_bytes()).collect();
+            self.hash.update(&bytes);
+            self.file.write_all(&bytes).map_err(|e| QuantizeError::io(&self.partial, e))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the file its name; returns its hash.
+    pub fn finish(self) -> Result<String, QuantizeError> {
+        std::fs::rename(&self.partial, &self.path).map_err(|e| QuantizeError::io(&self.path, e))?;
+        Ok(hex(self.hash))
+    }
 }

@@ -5,12 +5,13 @@ mod common;
 use billfish_formats::{BiasRule, Checkpoint, Dynamic, LinearWeight, Target, convert};
 use billfish_kernels::{Activations, Backend, Isa, PackedDense, Weight};
 use billfish_models::{DecoderConfig, FoldSite, Linear, LoadOptions, LoneLayer, Maker, embed};
-use billfish_quantize::awq::{Folding, Readers, Seen, scales};
-use billfish_quantize::gptq::{Grid, Order, Search, Settings};
-use billfish_quantize::{Event, Job, Method, Outcome, Protocol, Recipe, divergence, quantize, synth};
+use billfish_quantize::awq::{Folding, Magnitudes, ScaleSearch};
+use billfish_quantize::gptq::{Grid, Hessian, Order, Search, Settings};
+use billfish_quantize::{
+    Event, Job, Method, Outcome, Protocol, QuantizeError, Recipe, Sequential, Statistics, divergence, least_memory, quantize, synth,
+};
 use billfish_tensor::{DType, DenseTensor};
-use common::{Fresh, fixture, fresh, load};
-use std::collections::BTreeMap;
+use common::{Fresh, files, fixture, fresh, load};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -179,10 +180,12 @@ fn the_search_finds_what_a_plain_one_finds() {
                 sweeps: 0,
                 clip: false,
             };
-            let mut seen = Seen::new(k);
-            seen.add(&backend(2), &x);
-            let readers = [Readers { seen, modules: vec![(w.clone(), settings)] }];
-            let found = scales(&backend(2), &readers, k, &|i| i, &<[f64]>::to_vec);
+            let (mut seen, mut hessian) = (Magnitudes::new(k), Hessian::new(k));
+            seen.add(&x);
+            hessian.add(&backend(2), &x);
+            let mut search = ScaleSearch::new(&[&seen], 1, k, &|i| i, &<[f64]>::to_vec);
+            search.add(&backend(2), &hessian, &[(w.clone(), settings)], &|i| i);
+            let found = search.found();
             let (alpha, expected, error) = textbook(&w, &x, k, bits, group);
             assert_eq!(found.alpha, alpha, "seed {seed}, {bits} bits");
             assert!(found.scales.iter().zip(&expected).all(|(a, b)| (a / b - 1.0).abs() < 1e-12));
@@ -207,10 +210,16 @@ struct Run<'a> {
     threads: usize,
     resume: bool,
     stop_after: Option<usize>,
+    memory: Option<u64>,
+    statistics: Statistics<'a>,
 }
 
 impl Run<'_> {
     fn to(&self, out: &Path) -> Outcome {
+        self.try_to(out).unwrap()
+    }
+
+    fn try_to(&self, out: &Path) -> Result<Outcome, QuantizeError> {
         let stop = AtomicBool::new(false);
         let vocabulary = self.source.config()["vocab_size"].as_u64().unwrap() as u32;
         let job = Job {
@@ -220,24 +229,20 @@ impl Run<'_> {
             samples: &samples(vocabulary),
             backend: backend(self.threads),
             resume: self.resume,
+            memory: self.memory,
+            statistics: self.statistics,
             stop: &stop,
         };
-        let outcome = quantize(&job, &mut |event| {
+        quantize(&job, &mut |event| {
             if matches!(event, Event::Layer { index, .. } if self.stop_after == Some(index)) {
                 stop.store(true, Ordering::Relaxed);
             }
-        });
-        outcome.unwrap()
+        })
     }
 }
 
 fn run<'a>(source: &'a Checkpoint, recipe: &'a Recipe) -> Run<'a> {
-    Run { source, recipe, threads: 2, resume: false, stop_after: None }
-}
-
-fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
-    entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
+    Run { source, recipe, threads: 2, resume: false, stop_after: None, memory: None, statistics: Statistics::Forget }
 }
 
 #[test]
@@ -252,6 +257,103 @@ fn threads_and_breaks_change_no_byte() {
     Run { stop_after: Some(0), ..run }.to(&outs[2]);
     Run { resume: true, ..run }.to(&outs[2]);
     assert!(files(&outs[0]) == files(&outs[2]), "breaks");
+}
+
+/// Bytes of a job, the least that it takes.
+fn least(source: &Checkpoint, recipe: &Recipe) -> u64 {
+    let stop = AtomicBool::new(false);
+    let samples = samples(source.config()["vocab_size"].as_u64().unwrap() as u32);
+    let (out, backend, statistics) = (Path::new("not-made"), backend(1), Statistics::Forget);
+    let job = Job { source, out, recipe, samples: &samples, backend, memory: None, resume: false, statistics, stop: &stop };
+    least_memory(&job).unwrap()
+}
+
+/// Factors come from the same sums whether all of them are there at once, or one after another and from rows on disk.
+#[test]
+fn memory_changes_no_byte() {
+    for (name, method) in [("glm4moe-dense", Method::Awq), ("llama-biases-dense", Method::AwqGptq)] {
+        let source = Checkpoint::open(&fixture(name)).unwrap();
+        let recipe = recipe(method);
+        let outs = ["all", "least"].map(|n| fresh(&format!("awq-memory-{name}-{n}")));
+        let run = run(&source, &recipe);
+        let whole = run.to(&outs[0]);
+        let least = least(&source, &recipe);
+        Run { memory: Some(least), ..run }.to(&outs[1]);
+        assert!(files(&outs[0]) == files(&outs[1]), "{name}");
+        assert!(whole.modules.iter().any(|m| m.scaling.as_ref().unwrap().alpha > 0.0), "{name}: factors of some");
+        let message = Run { memory: Some(least - 1), ..run }.try_to(&fresh("awq-memory-none")).unwrap_err().to_string();
+        assert!(message.contains("memory"), "{message}");
+        // a layer is loaded whole before anything of it is quantized
+        assert!(least > self::least(&source, &Recipe { method: Method::Gptq, ..recipe }));
+    }
+}
+
+/// With the rows of the dense network, factors and errors are those of its weights, and what is written computes nearly the
+/// same as what it was made from: inputs that were not divided would show.
+#[test]
+fn rows_of_the_dense_network() {
+    let dir = with_large_inputs(&fixture("glm4moe-dense"), "awq-dense-rows-source");
+    let source = Checkpoint::open(&dir).unwrap();
+    let base = load(&dir, Activations::Strict);
+    let ids: Vec<u32> = (0..120).map(|i| i * 13 % 256).collect();
+    let kld =
+        |out: &Path| divergence(&load(out, Activations::Strict), &base, &ids, None, Protocol::Window(40), &mut |_, _| ()).unwrap().kld_mean;
+    for method in [Method::Awq, Method::AwqGptq] {
+        let of = |sequential, bits| Recipe { sequential, bits, ..recipe(method) };
+        let outs = ["dense", "quantized"].map(|n| fresh(&format!("awq-rows-{n}")));
+        let dense = run(&source, &of(Sequential::Dense, 8)).to(&outs[0]);
+        let quantized = run(&source, &of(Sequential::Quantized, 8)).to(&outs[1]);
+        for (a, b) in dense.modules.iter().zip(&quantized.modules) {
+            assert_eq!(a.module, b.module);
+            let ratio = a.output_error / b.output_error;
+            // with 8 bits both networks are nearly the same
+            assert!((0.5..2.0).contains(&ratio), "{}: {} {}", a.module, a.output_error, b.output_error);
+        }
+        let [a, b] = [&outs[0], &outs[1]].map(|out| kld(out));
+        assert!(a < 2.0 * b && a < 1e-3, "{method:?}: {a} {b}");
+        assert!(dense.modules.iter().any(|m| m.scaling.as_ref().unwrap().alpha > 0.0), "factors of some");
+    }
+}
+
+/// Statistics hold no magnitudes.
+#[test]
+fn statistics_are_refused() {
+    let source = Checkpoint::open(&fixture("llama-biases-dense")).unwrap();
+    let (out, stats) = (fresh("awq-stats-out"), fresh("awq-stats"));
+    for method in [Method::Awq, Method::AwqGptq] {
+        for statistics in [Statistics::Save(&stats), Statistics::Use(&stats)] {
+            let recipe = recipe(method);
+            let message = Run { statistics, ..run(&source, &recipe) }.try_to(&out).unwrap_err().to_string();
+            assert!(message.contains("statistics") && message.contains(method.name()) && message.contains("gptq"), "{message}");
+        }
+    }
+    assert!(!stats.exists() && !out.exists());
+}
+
+/// An order that the format has no place for is known before anything is computed.
+#[test]
+fn what_the_format_cannot_hold_is_refused_first() {
+    let source = Checkpoint::open(&fixture("llama-biases-dense")).unwrap();
+    let out = fresh("awq-desc");
+    let recipe = Recipe { order: Order::Desc, target: Target::Awq, sym: false, ..recipe(Method::Awq) };
+    let mut begun = false;
+    let stop = AtomicBool::new(false);
+    let samples = samples(64);
+    let (backend, statistics) = (backend(1), Statistics::Forget);
+    let job = Job {
+        source: &source,
+        out: &out,
+        recipe: &recipe,
+        samples: &samples,
+        backend,
+        memory: None,
+        resume: false,
+        statistics,
+        stop: &stop,
+    };
+    let message = quantize(&job, &mut |_| begun = true).unwrap_err().to_string();
+    assert!(!begun && message.contains("awq") && message.contains("order"), "{message}");
+    assert!(!out.with_file_name(format!(".{}.quantizing", out.file_name().unwrap().to_str().unwrap())).exists());
 }
 
 #[test]
@@ -309,7 +411,7 @@ fn reported_errors_are_those_of_the_file() {
     let mut layer = LoneLayer::load(&source, &config, 0, backend(1), LoadOptions::default()).unwrap();
     let hidden = embed(&source, &config, &samples.concat()).unwrap();
     let mut rows = vec![];
-    layer.observe(&hidden, &lengths, 0, false, &mut |_, seen| rows.extend_from_slice(seen));
+    layer.observe(&hidden, &lengths, 0..1, false, &|_, _| true, &mut |_, _, seen| rows.extend_from_slice(seen));
     let inputs = ratio(&source, &written, "model.layers.0.input_layernorm.weight", config.hidden_size);
     let mut factors = 0;
     for l in &layer.groups(0)[0] {

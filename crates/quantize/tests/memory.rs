@@ -1,12 +1,15 @@
-//! Memory: no allocation of a synthesis grows with the model, and perplexity keeps some rows of logits only.
+//! Memory: no allocation of a synthesis grows with the model, perplexity keeps some rows of logits only, and quantizing keeps
+//! to what it is allowed.
 
 mod common;
 
-use billfish_kernels::Activations;
-use billfish_quantize::{Protocol, SynthSpec, perplexity, synth};
+use billfish_formats::Checkpoint;
+use billfish_kernels::{Activations, Backend, Isa};
+use billfish_quantize::{Job, Protocol, Recipe, Statistics, SynthSpec, least_memory, perplexity, quantize, synth};
 use common::{fresh, load};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The system's allocator, watched.
 struct Watched;
@@ -70,4 +73,28 @@ fn memory_is_bounded() {
     println!("perplexity: largest allocation {largest}, peak {peak}");
     assert!(largest <= 128 * 100_000 * 4, "{largest}");
     assert!(peak < 80 << 20, "{peak}");
+    drop(model);
+    out.clear();
+
+    // 100,000 tokens, whose rows are 26 MB
+    synth(&"tiny".parse().unwrap(), &out, 1, true, 1, &[], &mut |_, _| ()).unwrap();
+    let samples: Vec<Vec<u32>> = (0..1000u32).map(|s| (0..100).map(|i| (i * i * 31 + s * 77 + i * 5) % 256).collect()).collect();
+    let recipe = Recipe { group_size: Some(32), ..Recipe::default() };
+    let source = Checkpoint::open(&out).unwrap();
+    let (target, stop) = (fresh("memory-quantized"), AtomicBool::new(false));
+    let backend = Arc::new(Backend::new(Isa::choose(None).unwrap(), 2).unwrap());
+    let quantized = |memory| {
+        target.clear();
+        let (source, recipe, samples, backend) = (&source, &recipe, &samples[..], Arc::clone(&backend));
+        let job =
+            Job { source, out: &target, recipe, samples, backend, memory, resume: false, statistics: Statistics::Forget, stop: &stop };
+        let least = least_memory(&job).unwrap();
+        let peak = watch(|| drop(quantize(&job, &mut |_| ()).unwrap())).1 as u64;
+        println!("quantized: at least {least}, peak {peak}");
+        (least, peak)
+    };
+    let (least, unbounded) = quantized(None);
+    let (_, peak) = quantized(Some(least));
+    assert!(peak <= least, "{peak} of {least}");
+    assert!(unbounded > peak + 20_000_000, "{unbounded} against {peak}: nothing was kept on disk");
 }

@@ -11,6 +11,7 @@ mod inspect;
 mod options;
 mod quantize;
 mod run;
+mod size;
 mod stats;
 mod synth;
 mod verify;
@@ -56,7 +57,7 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Write a model folder again in another format
     Convert(convert::Args),
-    /// Quantize a 16-bit folder
+    /// Quantize a 16-bit folder, or say what that would take
     Quantize(Box<quantize::Args>),
     /// Write a model folder with random weights, to try size and speed without a download
     Synth(synth::Args),
@@ -66,6 +67,11 @@ enum Command {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct GateFailed(pub String);
+
+/// Ctrl-C was pressed, and what was begun can be taken up again: exit code 130, as shells have it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Interrupted(pub String);
 
 /// Parses the command line and runs it.
 pub fn run() -> anyhow::Result<()> {

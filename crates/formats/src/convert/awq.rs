@@ -1,12 +1,12 @@
 //! Writing the AWQ gemm layout: eight interleaved columns in a word, along the rows of codes and of zero points.
 
-use super::encode::Put;
+use super::encode::{ModuleShape, Put};
+use crate::FormatError;
 use crate::strips::AWQ_NIBBLE;
-use crate::{FormatError, ModuleReport};
 use billfish_tensor::{DType, QuantMatrix};
 
 /// Why the layout cannot hold a module at all.
-pub(super) fn refusal(r: &ModuleReport) -> Option<String> {
+pub(super) fn refusal(r: &ModuleShape) -> Option<String> {
     match r {
         _ if r.bits != 4 => Some(format!("`{}` has {} bits, and AWQ gemm has 4", r.module, r.bits)),
         _ if r.act_order => Some(format!("`{}` is act-order, and AWQ has no `g_idx`", r.module)),
@@ -15,7 +15,7 @@ pub(super) fn refusal(r: &ModuleReport) -> Option<String> {
     }
 }
 
-pub(super) fn specs(r: &ModuleReport) -> Vec<(&'static str, DType, Vec<usize>)> {
+pub(super) fn specs(r: &ModuleShape) -> Vec<(&'static str, DType, Vec<usize>)> {
     let (k, n) = (r.in_features, r.out_features);
     vec![("qweight", DType::I32, vec![k, n / 8]), ("qzeros", DType::I32, vec![r.groups, n / 8]), ("scales", r.scales, vec![r.groups, n])]
 }

@@ -1,20 +1,20 @@
 //! Writing compressed-tensors `pack-quantized`: each output's codes in words of their own, scales `[N, groups]`.
 
-use super::encode::Put;
-use crate::{FormatError, ModuleReport};
+use super::encode::{ModuleShape, Put};
+use crate::FormatError;
 use billfish_tensor::{DType, Packing, QuantMatrix};
 
 /// Outputs that are turned at once.
 const STRIP: usize = 64;
 
 /// Why the layout cannot hold a module at all.
-pub(super) fn refusal(r: &ModuleReport) -> Option<String> {
+pub(super) fn refusal(r: &ModuleShape) -> Option<String> {
     let rows = r.group_size.rows(r.in_features);
     let short = !r.in_features.is_multiple_of(rows);
     short.then(|| format!("`{}` has {} rows in groups of {rows}, and compressed-tensors has no short group", r.module, r.in_features))
 }
 
-pub(super) fn specs(r: &ModuleReport) -> Vec<(&'static str, DType, Vec<usize>)> {
+pub(super) fn specs(r: &ModuleShape) -> Vec<(&'static str, DType, Vec<usize>)> {
     let (k, n, packing) = (r.in_features, r.out_features, Packing::Continuous);
     let mut specs = vec![
         ("weight_packed", DType::I32, vec![n, packing.words(r.bits, k)]),
@@ -25,7 +25,7 @@ pub(super) fn specs(r: &ModuleReport) -> Vec<(&'static str, DType, Vec<usize>)> 
         specs.push(("weight_g_idx", DType::I32, vec![k]));
     }
     // as the config will say: one that calls a module asymmetric must have the tensor, whatever is in it
-    if !(r.sym && r.midpoint) {
+    if !r.sym {
         specs.push(("weight_zero_point", DType::I32, vec![packing.words(r.bits, n), r.groups]));
     }
     specs

@@ -1,7 +1,7 @@
 //! One module in the target's tensors.
 
 use super::{Loss, Target, awq, compressed, marlin};
-use crate::{FormatError, ModuleReport};
+use crate::{FormatError, GroupSize, ModuleReport};
 use billfish_tensor::{Codes, DType, Packing, QuantMatrix};
 use half::{bf16, f16};
 
@@ -27,22 +27,47 @@ fn legal_zeros(target: Target, bits: u32) -> std::ops::RangeInclusive<u16> {
 }
 
 /// What the sizes of a module's tensors follow from.
-pub(super) struct Shape {
+#[derive(Clone, Debug)]
+pub struct ModuleShape {
+    /// Its name.
+    pub module: String,
+    /// K.
     pub in_features: usize,
+    /// N.
     pub out_features: usize,
+    /// Width of a code.
     pub bits: u32,
+    /// Rows of a group.
+    pub group_size: GroupSize,
+    /// Number of groups.
     pub groups: usize,
+    /// Whether rows of a group stand apart.
+    pub act_order: bool,
+    /// Whether it is called symmetric and every zero point is the midpoint.
+    pub sym: bool,
+    /// Type of the scales.
     pub scales: DType,
 }
 
-impl From<&ModuleReport> for Shape {
+impl From<&ModuleReport> for ModuleShape {
     fn from(r: &ModuleReport) -> Self {
-        Self { in_features: r.in_features, out_features: r.out_features, bits: r.bits, groups: r.groups, scales: r.scales }
+        Self {
+            module: r.module.clone(),
+            in_features: r.in_features,
+            out_features: r.out_features,
+            bits: r.bits,
+            group_size: r.group_size,
+            groups: r.groups,
+            act_order: r.act_order,
+            sym: r.sym && r.midpoint,
+            scales: r.scales,
+        }
     }
 }
 
 /// Why a GPTQ format has no place for such a module, whatever is allowed.
-pub(super) fn gptq_refusal(module: &str, s: &Shape, target: Target) -> Option<String> {
+fn gptq_refusal(s: &ModuleShape, target: Target) -> Option<String> {
+    let module = &s.module;
     match target {
         Target::Gptq | Target::GptqV2 if matches!(s.bits, 5..=7) => {
             Some(format!("`{module}` has {} bits, which only gptq_p stores", s.bits))
@@ -55,13 +80,13 @@ pub(super) fn gptq_refusal(module: &str, s: &Shape, target: Target) -> Option<St
 }
 
 /// Why the target has no place for such a module, whatever is allowed.
-pub(super) fn refusal(r: &ModuleReport, target: Target) -> Option<String> {
+pub(super) fn refusal(s: &ModuleShape, target: Target) -> Option<String> {
     match target {
-        Target::Gptq | Target::GptqV2 | Target::GptqP => gptq_refusal(&r.module, &r.into(), target),
-        Target::Awq => awq::refusal(r),
-        Target::CompressedTensors => compressed::refusal(r),
-        Target::Marlin => marlin::refusal(r),
-        _ => None,
+        Target::Gptq | Target::GptqV2 | Target::GptqP => gptq_refusal(s, target),
+        Target::Awq => awq::refusal(s),
+        Target::CompressedTensors => compressed::refusal(s),
+        Target::Marlin => marlin::refusal(s),
+        Target::Dense(_) => None,
     }
 }
 
@@ -114,26 +139,20 @@ pub(super) fn losses(module: &str, m: &QuantMatrix, target: Target) -> Vec<Loss>
     out
 }
 
-/// Parts, types and shapes of a module's tensors in a GPTQ format.
-pub(super) fn gptq_specs(s: &Shape, target: Target) -> Vec<(&'static str, DType, Vec<usize>)> {
-    let (k, n, packing) = (s.in_features, s.out_features, packing(target));
-    vec![
-        ("g_idx", DType::I32, vec![k]),
-        ("qweight", DType::I32, vec![packing.words(s.bits, k), n]),
-        ("qzeros", DType::I32, vec![s.groups, packing.words(s.bits, n)]),
-        ("scales", s.scales, vec![s.groups, n]),
-    ]
-}
-
 /// Parts, types and shapes of a module's tensors.
-pub(super) fn specs(r: &ModuleReport, target: Target) -> Vec<(&'static str, DType, Vec<usize>)> {
-    let (k, n) = (r.in_features, r.out_features);
+pub(super) fn specs(s: &ModuleShape, target: Target) -> Vec<(&'static str, DType, Vec<usize>)> {
+    let (k, n, packing) = (s.in_features, s.out_features, packing(target));
     match target {
         Target::Dense(dtype) => vec![("weight", dtype, vec![n, k])],
-        Target::Awq => awq::specs(r),
-        Target::CompressedTensors => compressed::specs(r),
-        Target::Marlin => marlin::specs(r),
-        _ => gptq_specs(&r.into(), target),
+        Target::Awq => awq::specs(s),
+        Target::CompressedTensors => compressed::specs(s),
+        Target::Marlin => marlin::specs(s),
+        Target::Gptq | Target::GptqV2 | Target::GptqP => vec![
+            ("g_idx", DType::I32, vec![k]),
+            ("qweight", DType::I32, vec![packing.words(s.bits, k), n]),
+            ("qzeros", DType::I32, vec![s.groups, packing.words(s.bits, n)]),
+            ("scales", s.scales, vec![s.groups, n]),
+        ],
     }
 }
 

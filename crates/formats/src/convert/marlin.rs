@@ -3,9 +3,9 @@
 //! What may be written is what the programs that read such folders took: 4 bit, symmetric, groups of 128 rows or one a column,
 //! no act-order, K a multiple of 128 and N of 64 (vLLM; AutoGPTQ asked for multiples of 256).
 
-use super::encode::Put;
+use super::encode::{ModuleShape, Put};
 use crate::marlin::{Activations, Tiling, scale_order, tiled};
-use crate::{FormatError, GroupSize, ModuleReport};
+use crate::{FormatError, GroupSize};
 use billfish_tensor::{DType, QuantMatrix};
 use half::f16;
 
@@ -13,7 +13,7 @@ use half::f16;
 pub(super) const ZERO: u16 = 8;
 
 /// Why the layout cannot hold a module at all.
-pub(super) fn refusal(r: &ModuleReport) -> Option<String> {
+pub(super) fn refusal(r: &ModuleShape) -> Option<String> {
     let (module, k, n) = (&r.module, r.in_features, r.out_features);
     match r.group_size {
         _ if r.bits != 4 => Some(format!("`{module}` has {} bits, and marlin has 4", r.bits)),
@@ -28,7 +28,7 @@ pub(super) fn refusal(r: &ModuleReport) -> Option<String> {
     }
 }
 
-pub(super) fn specs(r: &ModuleReport) -> Vec<(&'static str, DType, Vec<usize>)> {
+pub(super) fn specs(r: &ModuleShape) -> Vec<(&'static str, DType, Vec<usize>)> {
     let (k, n) = (r.in_features, r.out_features);
     vec![("B", DType::I32, vec![k / 16, 2 * n]), ("s", DType::F16, vec![r.groups, n])]
 }

@@ -9,9 +9,12 @@ mod configs;
 mod encode;
 mod marlin;
 mod output;
+mod size;
 mod tensors;
 
+pub use encode::ModuleShape;
 pub use output::check_free;
+pub use size::{Sizes, folder_sizes, module_tensors};
 pub use tensors::gptq_tensors;
 
 use crate::checkpoint::{BiasRule, Checkpoint, LinearWeight};
@@ -163,7 +166,7 @@ pub fn convert(
     let total = first_pass + planned.iter().map(|p| output::bytes_of(&p.spec)).sum::<u64>();
 
     let lossy = |found: String| FormatError::Lossy { folder: source.name().into(), target: target.to_string(), found };
-    let refusals: Vec<String> = modules.iter().filter_map(|m| encode::refusal(m, target)).collect();
+    let refusals: Vec<String> = modules.iter().filter_map(|m| encode::refusal(&m.into(), target)).collect();
     if !refusals.is_empty() {
         return Err(lossy(list(&refusals)));
     }
@@ -183,7 +186,7 @@ pub fn convert(
     let mut folder = output::Folder::create(out)?;
     folder.copy_files(source)?;
     folder.write_config(source, config)?;
-    let shards = output::split(planned);
+    let shards = output::split(planned, |p| &p.spec);
     let mut bytes = 0;
     let tensors = shards.iter().map(Vec::len).sum();
     for (i, shard) in shards.iter().enumerate() {
@@ -221,7 +224,7 @@ pub fn convert(
 fn plan(source: &Checkpoint, modules: &[ModuleReport], target: Target) -> Vec<Planned> {
     let mut planned = vec![];
     for (i, module) in modules.iter().enumerate() {
-        for (part, dtype, shape) in encode::specs(module, target) {
+        for (part, dtype, shape) in encode::specs(&module.into(), target) {
             planned.push(Planned { spec: (format!("{}.{part}", module.module), dtype, shape), origin: Origin::Module(i) });
         }
     }

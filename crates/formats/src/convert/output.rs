@@ -13,25 +13,45 @@ const SHARD: u64 = 4_000_000_000;
 const REPLACED: [&str; 4] = ["config.json", "quantize_config.json", "quant_config.json", "quant_log.csv"];
 
 pub(super) fn bytes_of(spec: &TensorSpec) -> u64 {
-    spec.2.iter().map(|&d| d as u64).product::<u64>() * spec.1.size() as u64
+    spec.2.iter().fold(spec.1.size() as u64, |bytes, &d| bytes.saturating_mul(d as u64))
 }
 
-/// Tensors by shard, in order.
-pub(super) fn split(planned: Vec<Planned>) -> Vec<Vec<Planned>> {
-    let mut shards: Vec<Vec<Planned>> = vec![vec![]];
+/// What is written by shard, in order; `spec` tells the tensor of each.
+pub(super) fn split<T>(planned: Vec<T>, spec: fn(&T) -> &TensorSpec) -> Vec<Vec<T>> {
+    let mut shards: Vec<Vec<T>> = vec![vec![]];
     let mut size = 0;
     for p in planned {
-        let bytes = bytes_of(&p.spec);
-        if size > 0 && size + bytes > SHARD {
+        let bytes = bytes_of(spec(&p));
+        if size > 0 && bytes > SHARD.saturating_sub(size) {
             shards.push(vec![]);
             size = 0;
         }
-        size += bytes;
+        size = size.saturating_add(bytes);
         if let Some(last) = shards.last_mut() {
             last.push(p);
         }
     }
     shards
+}
+
+fn shard_name(i: usize, count: usize) -> String {
+    if count == 1 { "model.safetensors".into() } else { format!("model-{:05}-of-{count:05}.safetensors", i + 1) }
+}
+
+/// The text of the index of several shards.
+pub(super) fn index(shards: &[Vec<&TensorSpec>]) -> Option<String> {
+    if shards.len() == 1 {
+        return None;
+    }
+    let mut map = Map::new();
+    let mut total = 0;
+    for (i, shard) in shards.iter().enumerate() {
+        for spec in shard {
+            total += bytes_of(spec);
+            map.insert(spec.0.clone(), json!(shard_name(i, shards.len())));
+        }
+    }
+    Some(format!("{:#}\n", json!({"metadata": {"total_size": total}, "weight_map": map})))
 }
 
 /// Whether a folder of this name can be written.
@@ -101,30 +121,15 @@ impl Folder {
         self.write("config.json", format!("{:#}\n", Value::Object(config)).as_bytes())
     }
 
-    fn shard_name(i: usize, count: usize) -> String {
-        if count == 1 { "model.safetensors".into() } else { format!("model-{:05}-of-{count:05}.safetensors", i + 1) }
-    }
-
     pub fn shard(&mut self, i: usize, count: usize, specs: &[TensorSpec]) -> Result<SafetensorsWriter, FormatError> {
-        let name = Self::shard_name(i, count);
+        let name = shard_name(i, count);
         self.files.push(name.clone());
         SafetensorsWriter::create(&self.partial.join(name), specs)
     }
 
     pub fn write_index(&self, shards: &[Vec<Planned>]) -> Result<(), FormatError> {
-        if shards.len() == 1 {
-            return Ok(());
-        }
-        let mut map = Map::new();
-        let mut total = 0;
-        for (i, shard) in shards.iter().enumerate() {
-            for p in shard {
-                total += bytes_of(&p.spec);
-                map.insert(p.spec.0.clone(), json!(Self::shard_name(i, shards.len())));
-            }
-        }
-        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
-        self.write("model.safetensors.index.json", format!("{index:#}\n").as_bytes())
+        let specs: Vec<Vec<&TensorSpec>> = shards.iter().map(|s| s.iter().map(|p| &p.spec).collect()).collect();
+        index(&specs).map_or(Ok(()), |text| self.write("model.safetensors.index.json", text.as_bytes()))
     }
 
     /// Gives the folder its name.

@@ -4,12 +4,13 @@
 mod clip;
 mod folding;
 mod layer;
+mod magnitudes;
 mod scales;
-mod seen;
 mod stored;
 
 pub(crate) use clip::steps as clipped_steps;
 pub use folding::{Folding, Place};
 pub(crate) use layer::{Given, fold};
-pub use scales::{Found, Readers, scales};
-pub use seen::Seen;
+pub use magnitudes::Magnitudes;
+pub(crate) use scales::most_outputs;
+pub use scales::{Found, ScaleSearch};

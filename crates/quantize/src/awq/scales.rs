@@ -1,8 +1,8 @@
 //! The factors of one input: powers of how large its channels are, of which the one is taken that leaves the least error
 //! in the outputs of its readers.
 
-use super::Seen;
-use crate::gptq::{Prepared, Settings};
+use super::Magnitudes;
+use crate::gptq::{Hessian, Prepared, Settings};
 use billfish_kernels::{Backend, Matrix, Part};
 use rayon::prelude::*;
 
@@ -15,14 +15,6 @@ const LEAST: usize = 8;
 /// The smallest factor before all of them are made to have the middle 1.
 const SMALLEST: f64 = 1e-4;
 
-/// Modules that see the same rows.
-pub struct Readers {
-    /// What they see.
-    pub seen: Seen,
-    /// The weight of each, `[N, K]`, and how it is quantized.
-    pub modules: Vec<(Vec<f32>, Settings)>,
-}
-
 /// What the search found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
@@ -34,47 +26,73 @@ pub struct Found {
     pub error: f64,
 }
 
-/// Finds the factors of `channels` channels for all `readers` of them; `channel` says which one an input is made of, and
-/// `storable` which factors there can be in place of those that are wanted.
+/// A search for the factors of some channels, to which the inputs of all readers are shown one after another: one Hessian is
+/// in memory at a time.
 ///
 /// The error of a rounded weight is what it changes in the outputs over all rows seen, `Σ e · H · e`; where later inputs
 /// will take errors up ([`Settings::propagate`]), what each costs once they have.
-pub fn scales(
-    backend: &Backend,
-    readers: &[Readers],
-    channels: usize,
-    channel: &dyn Fn(usize) -> usize,
-    storable: &dyn Fn(&[f64]) -> Vec<f64>,
-) -> Found {
-    let sizes = magnitudes(readers, channels, channel);
-    let modules = readers.iter().map(|r| r.modules.len()).sum::<usize>();
-    let most = (OUTPUTS / modules.max(1)).max(LEAST);
-    let trials: Vec<Trial> = readers.iter().map(|r| Trial::new(backend, r, most)).collect();
-    let error = |scales: &[f64]| -> f64 {
-        let of = |t: &Trial| t.error(backend, &(0..t.k).map(|i| scales[channel(i)]).collect::<Vec<f64>>());
-        trials.iter().map(of).sum()
-    };
-    let ones = vec![1.0; channels];
-    let without = error(&ones);
-    let mut best = (without, 0.0, ones);
-    for step in 1..POWERS {
-        let alpha = step as f64 / POWERS as f64;
-        let scales = storable(&powers(&sizes, alpha));
-        let left = error(&scales);
-        if left < best.0 {
-            best = (left, alpha, scales);
+pub struct ScaleSearch {
+    /// A power, the factors, and the error with them.
+    candidates: Vec<Found>,
+    /// Outputs of each module that are rounded at most.
+    most: usize,
+}
+
+impl ScaleSearch {
+    /// For `channels` channels, whose readers have so many `modules` and have `seen` that; `channel` says which one an input is
+    /// made of, and `storable` which factors there can be in place of those that are wanted.
+    pub fn new(
+        seen: &[&Magnitudes],
+        modules: usize,
+        channels: usize,
+        channel: &dyn Fn(usize) -> usize,
+        storable: &dyn Fn(&[f64]) -> Vec<f64>,
+    ) -> Self {
+        let sizes = means(seen, channels, channel);
+        let candidate = |step: usize| {
+            let alpha = step as f64 / POWERS as f64;
+            let scales = if step == 0 { vec![1.0; channels] } else { storable(&powers(&sizes, alpha)) };
+            Found { alpha, scales, error: 0.0 }
+        };
+        Self { candidates: (0..POWERS).map(candidate).collect(), most: most_outputs(modules) }
+    }
+
+    /// Rounds `modules` that see the same rows with all factors; of each its weight, `[N, K]`, and how it is quantized.
+    pub fn add(&mut self, backend: &Backend, hessian: &Hessian, modules: &[(Vec<f32>, Settings)], channel: &dyn Fn(usize) -> usize) {
+        let trial = Trial::new(backend, hessian, modules, self.most);
+        for candidate in &mut self.candidates {
+            let of_inputs: Vec<f64> = (0..trial.k).map(|i| candidate.scales[channel(i)]).collect();
+            candidate.error += trial.error(backend, &of_inputs);
         }
     }
-    Found { alpha: best.1, scales: best.2, error: if without > 0.0 { best.0 / without } else { 1.0 } }
+
+    /// The smallest power with the least error; `error` is a part of that without factors.
+    pub fn found(self) -> Found {
+        let mut all = self.candidates.into_iter();
+        let Some(mut best) = all.next() else { return Found { alpha: 0.0, scales: vec![], error: 1.0 } };
+        let without = best.error;
+        for candidate in all {
+            if candidate.error < best.error {
+                best = candidate;
+            }
+        }
+        best.error = if without > 0.0 { best.error / without } else { 1.0 };
+        best
+    }
+}
+
+/// Outputs of each module that are rounded at most, if so many are searched for together.
+pub(crate) fn most_outputs(modules: usize) -> usize {
+    (OUTPUTS / modules.max(1)).max(LEAST)
 }
 
 /// The mean magnitude of each channel.
-fn magnitudes(readers: &[Readers], channels: usize, channel: &dyn Fn(usize) -> usize) -> Vec<f64> {
+fn means(seen: &[&Magnitudes], channels: usize, channel: &dyn Fn(usize) -> usize) -> Vec<f64> {
     let (mut sums, mut rows) = (vec![0.0; channels], vec![0u64; channels]);
-    for seen in readers.iter().map(|r| &r.seen) {
-        for (i, sum) in seen.magnitudes().iter().enumerate() {
+    for seen in seen {
+        for (i, sum) in seen.sums().iter().enumerate() {
             sums[channel(i)] += sum;
-            rows[channel(i)] += seen.hessian().rows();
+            rows[channel(i)] += seen.rows();
         }
     }
     sums.iter().zip(rows).map(|(sum, rows)| sum / rows.max(1) as f64).collect()
@@ -103,8 +121,7 @@ struct Trial<'a> {
 
 impl<'a> Trial<'a> {
     /// With `most` outputs of each module at most.
-    fn new(backend: &Backend, readers: &'a Readers, most: usize) -> Self {
-        let hessian = readers.seen.hessian();
+    fn new(backend: &Backend, hessian: &Hessian, modules: &'a [(Vec<f32>, Settings)], most: usize) -> Self {
         let (k, diagonal) = (hessian.size(), hessian.diagonal());
         let sample = |(weight, settings): &'a (Vec<f32>, Settings)| {
             let n = weight.len() / k;
@@ -116,11 +133,11 @@ impl<'a> Trial<'a> {
             (sample, settings, n as f64 / taken.max(1) as f64)
         };
         // modules of one input differ in their settings by rules only, and costs hardly depend on these
-        let passed_on = readers.modules.iter().map(|(_, s)| s).find(|s| s.propagate);
+        let passed_on = modules.iter().map(|(_, s)| s).find(|s| s.propagate);
         let order: Vec<usize> = (0..k).collect();
         Trial {
             k,
-            modules: readers.modules.iter().map(sample).collect(),
+            modules: modules.iter().map(sample).collect(),
             cost: match passed_on {
                 Some(settings) => Prepared::new(backend, hessian, settings).costs(),
                 None => diagonal.iter().map(|&d| if d > 0.0 { d } else { 1.0 }).collect(),

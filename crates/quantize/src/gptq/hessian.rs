@@ -66,6 +66,30 @@ impl Hessian {
         }
     }
 
+    /// The half of the sums that counts, row after row.
+    pub(crate) fn lower(&self) -> impl Iterator<Item = &[f64]> {
+        self.sum.chunks(self.size.max(1)).enumerate().map(|(i, row)| &row[..=i])
+    }
+
+    /// The same, to be filled.
+    pub(crate) fn lower_mut(&mut self) -> impl Iterator<Item = &mut [f64]> {
+        self.sum.chunks_mut(self.size.max(1)).enumerate().map(|(i, row)| &mut row[..=i])
+    }
+
+    /// Says of how many rows the sums are, and how many were left out.
+    pub(crate) fn set_rows(&mut self, rows: u64, dropped: u64) {
+        (self.rows, self.dropped) = (rows, dropped);
+    }
+
+    /// Divides each input of the rows that were seen.
+    ///
+    /// # Panics
+    /// If there are not as many divisors as inputs.
+    pub(crate) fn divide(&mut self, by: &[f64]) {
+        assert_eq!(by.len(), self.size, "a divisor for each input");
+        self.sum.chunks_exact_mut(self.size).zip(by).for_each(|(row, a)| row.iter_mut().zip(by).for_each(|(v, b)| *v /= a * b));
+    }
+
     /// Mean square of each input.
     pub fn diagonal(&self) -> Vec<f64> {
         let scale = self.scale();
@@ -74,6 +98,21 @@ impl Hessian {
 
     fn scale(&self) -> f64 {
         1.0 / (self.rows.max(1) as f64)
+    }
+
+    /// The sum of outer products, `[size, size]`, both halves. An input that is always zero has zeros, unlike in
+    /// [`Hessian::ordered`]; if no row was seen, all inputs count alike.
+    pub fn whole(&mut self) -> &[f64] {
+        let n = self.size;
+        if self.rows == 0 {
+            (0..n).for_each(|i| self.sum[i * n + i] = 1.0);
+        }
+        for i in 0..n {
+            for j in i + 1..n {
+                self.sum[i * n + j] = self.sum[j * n + i];
+            }
+        }
+        &self.sum
     }
 
     /// The mean outer product `[size, size]`, both halves, rows and columns in the order `order`. An input that is
@@ -102,10 +141,12 @@ impl Hessian {
         /// Floors that are tried, each ten times the one before.
         const FLOORS: i32 = 6;
         let n = self.size;
-        let h = self.ordered(order);
-        let mean = (0..n).map(|i| h[i * n + i]).sum::<f64>() / n.max(1) as f64;
+        let ones = |d: f64| if d == 0.0 { 1.0 } else { d };
+        let diagonal: Vec<f64> = self.diagonal().into_iter().map(ones).collect();
+        let mean = order.iter().map(|&i| diagonal[i]).sum::<f64>() / n.max(1) as f64;
         let with = |add: f64, floor: f64| {
-            let mut damped = h.clone();
+            // made anew each time: most need one, and a second copy would be the largest thing in memory
+            let mut damped = self.ordered(order);
             for i in 0..n {
                 let d = &mut damped[i * n + i];
                 *d = (*d + add + floor).max(floor);
@@ -119,12 +160,57 @@ impl Hessian {
             }
             tried += 0.01;
         }
-        let largest = (0..n).map(|i| h[i * n + i].abs()).fold(0.0, f64::max);
+        let largest = diagonal.iter().map(|d| d.abs()).fold(0.0, f64::max);
         for round in 0..FLOORS {
             if let Ok(upper) = with(mean, largest * 1e-6 * 10f64.powi(round)) {
                 return Ok(Factor { upper, damp: 1.0, floored: true });
             }
         }
         Err(NotPositive)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gptq::{Grid, Order, Prepared, Search, Settings};
+    use billfish_kernels::Isa;
+    use billfish_tensor::DType;
+
+    /// No rows give such a sum; rounding may come near it.
+    fn indefinite(off: f64) -> Hessian {
+        Hessian { size: 2, sum: vec![1.0, 0.0, off, 1.0], rows: 1, dropped: 0 }
+    }
+
+    #[test]
+    fn what_is_not_positive_is_damped_then_raised_then_given_up() {
+        let backend = Backend::new(Isa::choose(None).unwrap(), 1).unwrap();
+        let factor = |off| indefinite(off).factor(&backend, &[0, 1], 0.01);
+        let damped = factor(1.055).unwrap();
+        assert!((damped.damp - 0.06).abs() < 1e-9 && !damped.floored, "{damped:?}");
+        let raised = factor(2.05).unwrap();
+        assert!(raised.damp == 1.0 && raised.floored, "{raised:?}");
+        assert_eq!(factor(5.0).unwrap_err(), NotPositive);
+
+        // then weights become their nearest levels, and the solution says so
+        let grid = Grid { bits: 4, sym: true, signed: false, lowest_zero: 0, stored: DType::F16 };
+        let (order, search) = (Order::None, Search::MinMax);
+        let settings = Settings { grid, group_size: None, order, search, damp: 0.01, propagate: true, sweeps: 2, clip: false };
+        let weight = [0.75, -0.33];
+        let found = Prepared::new(&backend, &indefinite(5.0), &settings).solve(&backend, &weight, &settings);
+        assert!(found.fallback && found.damp == 0.0);
+        let step = f64::from(found.scales[0]);
+        // the largest weight lies half a step above the largest level
+        let nearest = weight.map(|w| ((f64::from(w) / step).round() + 8.0).min(15.0));
+        assert_eq!(found.codes.iter().map(|&c| f64::from(c)).collect::<Vec<_>>(), nearest);
+    }
+
+    #[test]
+    fn the_whole_sum_has_both_halves() {
+        let backend = Backend::new(Isa::choose(None).unwrap(), 1).unwrap();
+        let mut h = Hessian::new(3);
+        assert_eq!(h.clone().whole(), [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], "nothing was seen");
+        h.add(&backend, &[1.0, 2.0, 0.0, 3.0, 4.0, 0.0]);
+        assert_eq!(h.whole(), [10.0, 14.0, 0.0, 14.0, 20.0, 0.0, 0.0, 0.0, 0.0]);
     }
 }

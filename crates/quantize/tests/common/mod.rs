@@ -4,6 +4,7 @@
 use billfish_formats::Checkpoint;
 use billfish_kernels::{Activations, Backend, Isa};
 use billfish_models::{LoadOptions, Logits, Model, Scratch};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -55,6 +56,12 @@ impl Drop for Fresh {
         drop(std::fs::remove_dir_all(&self.0));
         drop(std::fs::remove_file(&self.0));
     }
+}
+
+/// The contents of a folder by name.
+pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
+    entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
 }
 
 pub fn load(dir: &Path, activations: Activations) -> Model {

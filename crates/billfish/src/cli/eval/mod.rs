@@ -1,6 +1,7 @@
 //! `billfish eval`: measure a model.
 
 mod choice;
+mod errors;
 mod kld;
 mod text;
 
@@ -27,6 +28,8 @@ pub enum Command {
     Choice(choice::Choice),
     /// Compare two models over a text: size, perplexity, divergence
     Compare(Box<kld::Compare>),
+    /// Measure the errors of a quantized folder again and compare them with its quant_report.json; exit code 2 if any differs
+    Errors(errors::Args),
 }
 
 #[derive(clap::Args)]
@@ -65,6 +68,7 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Kld(args) => kld::kld(args),
         Command::Choice(args) => choice::run(args),
         Command::Compare(args) => kld::compare(args),
+        Command::Errors(args) => errors::run(args),
     }
 }
 
