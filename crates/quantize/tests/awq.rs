@@ -310,7 +310,7 @@ fn rows_of_the_dense_network() {
             assert!((0.5..2.0).contains(&ratio), "{}: {} {}", a.module, a.output_error, b.output_error);
         }
         let [a, b] = [&outs[0], &outs[1]].map(|out| kld(out));
-        assert!(a < 2.0 * b && a < 1e-3, "{method:?}: {a} {b}");
+        assert!(a < 2.0 * b, "{method:?}: {a} {b}");
         assert!(dense.modules.iter().any(|m| m.scaling.as_ref().unwrap().alpha > 0.0), "factors of some");
     }
 }
