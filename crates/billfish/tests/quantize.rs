@@ -144,6 +144,51 @@ fn statistics_padding_and_what_it_would_take() {
 }
 
 #[test]
+fn awq_writes_awq() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dense(&dir);
+    let text = fixture("text/valid-20k.txt");
+    let out = dir.path().join("out");
+    let common = ["--calibration", text.to_str().unwrap(), "--samples", "2", "--seqlen", "64", "--search", "minmax", "--json"];
+    let report = json(&[&["quantize", &base, out.to_str().unwrap(), "--method", "awq"], &common[..]].concat());
+    assert_eq!((&report["method"], &report["format"]), (&json!("awq"), &json!("awq")));
+    let modules = report["modules"].as_array().unwrap();
+    assert!(modules.iter().all(|m| m["sym"] == false && m["scaling"]["left_out"].is_null()), "{report}");
+    let value = |m: &serde_json::Value| m["module"].as_str().unwrap().ends_with("o_proj");
+    let makers: Vec<&str> = modules.iter().filter(|m| value(m)).map(|m| m["scaling"]["maker"].as_str().unwrap()).collect();
+    assert!(makers.len() == 6 && makers.iter().all(|m| m.ends_with("v_proj")), "{makers:?}");
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
+    let config = &config["quantization_config"];
+    assert_eq!((&config["quant_method"], &config["zero_point"], &config["version"]), (&json!("awq"), &json!(true), &json!("gemm")));
+}
+
+/// Options that a method has no use for are no options of it.
+#[test]
+fn options_of_other_methods_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dense(&dir);
+    let (out, text) = (dir.path().join("out"), fixture("text/valid-20k.txt"));
+    let common = ["quantize", &base, out.to_str().unwrap(), "--calibration", text.to_str().unwrap(), "--samples", "2", "--seqlen", "64"];
+    for method in ["rtn", "awq"] {
+        for given in [["--damp", "0.01"], ["--sweeps", "2"], ["--order", "gar"], ["--order", "static"], ["--order", "none"]] {
+            let message = error(&[&common[..], &["--method", method], &given[..]].concat());
+            assert!(message.contains(given[0]) && message.contains(method) && message.contains("awq+gptq"), "{message}");
+        }
+    }
+    // these two ask for groups that an AWQ file has no place for, and for sums that factors are more than
+    let message = error(&[&common[..], &["--method", "awq", "--format", "awq", "--order", "desc"]].concat());
+    assert!(message.contains("awq") && message.contains("order"), "{message}");
+    let stats = dir.path().join("stats");
+    let message = error(&[&common[..], &["--method", "awq+gptq", "--save-stats", stats.to_str().unwrap()]].concat());
+    assert!(message.contains("statistics") && message.contains("awq+gptq"), "{message}");
+    assert!(!stats.exists() && !out.exists());
+    // and a folder whose scales moved has no errors that could be measured again
+    json(&[&common[..], &["--method", "awq", "--search", "minmax", "--json"]].concat());
+    let message = error(&["eval", "errors", out.to_str().unwrap(), "--base", &base]);
+    assert!(message.contains("AWQ") && message.contains("kld"), "{message}");
+}
+
+#[test]
 fn questions_are_answered() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("questions.jsonl");

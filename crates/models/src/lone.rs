@@ -2,6 +2,7 @@
 
 use crate::decoder::{Layer, Scratch};
 use crate::feed_forward::{FeedForward, GateUp};
+use crate::folds::{self, FoldSite};
 use crate::load::LoadOptions;
 use crate::pass::{OverCache, Pass};
 use crate::plan::{self, EMBEDDING, ExpertsPlan, FINAL_NORM, FeedForwardPlan, GateUpPlan, LayerPlan};
@@ -9,10 +10,13 @@ use crate::{DecoderConfig, Linear, ModelError};
 use billfish_formats::Checkpoint;
 use billfish_kernels::{BLOCK, Backend, Input, KvPool, KvShape, KvTable, Product, Weight};
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
-/// Takes the number of a group and rows that the modules of this group see, `[rows, K]`.
-pub type Look<'a> = &'a mut dyn FnMut(usize, &[f32]);
+/// Takes the number of a step, that of a group in it, and rows that the modules of this group see, `[rows, K]`.
+pub type Look<'a> = &'a mut dyn FnMut(usize, usize, &[f32]);
+/// Says of the number of a step and that of a group whether it is to be looked at.
+pub type Wanted<'a> = &'a dyn Fn(usize, usize) -> bool;
 
 /// Steps of a pass through a layer.
 const STEPS: usize = 4;
@@ -87,6 +91,22 @@ impl LoneLayer {
         groups(&self.plan, &self.config, step)
     }
 
+    /// Where what its modules see can be scaled.
+    pub fn fold_sites(&self) -> Vec<FoldSite> {
+        folds::sites(&self.config, &self.plan)
+    }
+
+    /// Uses other weights for the norm before the attention or the one before what follows it.
+    ///
+    /// # Panics
+    /// If the layer has no such norm, or it has another size.
+    pub fn replace_norm(&mut self, norm: &str, weights: &[f32]) {
+        let p = &self.plan;
+        let places = [(&p.attention_norm, &mut self.layer.attention_norm), (&p.mlp_norm, &mut self.layer.mlp_norm)];
+        let found = places.into_iter().find(|(plan, _)| plan.name == norm);
+        found.unwrap_or_else(|| panic!("the layer has no norm {norm}")).1.copy_from_slice(weights);
+    }
+
     /// Uses another weight for a module from now on.
     ///
     /// # Panics
@@ -114,6 +134,13 @@ impl LoneLayer {
                 }
             }
             (FeedForward::Moe(moe), FeedForwardPlan::Moe(plan)) => {
+                if plan.router.name == module {
+                    return moe.router = weight;
+                }
+                let shared_gate = plan.shared_gate.as_ref().is_some_and(|l| l.name == module);
+                if let Some(shared) = moe.shared.as_mut().filter(|_| shared_gate) {
+                    return shared.gate = Some(weight);
+                }
                 let list: &[[Linear; 3]] = match &plan.experts {
                     ExpertsPlan::Each(list) => list,
                     ExpertsPlan::Stacked { .. } => &[],
@@ -169,52 +196,45 @@ impl LoneLayer {
         rows.copy_from_slice(&self.scratch.residual[..rows.len()]);
     }
 
-    /// Runs the layer up to a step and hands out what the modules of this step see, group by group. A token's row goes to
-    /// the experts that it is routed to, or to all of them with `all_experts`.
+    /// Runs the layer as far as `steps` reach and hands out what the modules of these steps see, group by group, those groups
+    /// that are `wanted`; what only others would see is not computed where it can be left out. A token's row goes to the
+    /// experts that it is routed to, or to all of them with `all_experts`.
     ///
     /// # Panics
     /// If there are not as many rows as the lengths say.
-    pub fn observe(&mut self, rows: &[f32], lengths: &[usize], step: usize, all_experts: bool, look: Look<'_>) {
-        self.observe_groups(rows, lengths, step, all_experts, &|_| true, look);
-    }
-
-    /// The same for some groups only. What only the others would see is not computed.
-    ///
-    /// # Panics
-    /// If there are not as many rows as the lengths say.
-    pub fn observe_groups(
-        &mut self,
-        rows: &[f32],
-        lengths: &[usize],
-        step: usize,
-        all_experts: bool,
-        wanted: &dyn Fn(usize) -> bool,
-        look: Look<'_>,
-    ) {
+    pub fn observe(&mut self, rows: &[f32], lengths: &[usize], steps: Range<usize>, all_experts: bool, wanted: Wanted<'_>, look: Look<'_>) {
+        let wanted = |step: usize, group: usize| steps.contains(&step) && wanted(step, group);
         let mut sequences = self.begin(rows, lengths);
         let m = lengths.iter().sum();
         let pass = Pass { config: &self.config, backend: &self.backend, activations: self.options.activations, m };
         let (s, layer) = (&mut self.scratch, &self.layer);
         let hidden = m * self.config.hidden_size;
-        if step == 0 {
+        if wanted(0, 0) {
             pass.norm(&layer.attention_norm, s);
-            return look(0, &s.normed[..hidden]);
+            look(0, 0, &s.normed[..hidden]);
         }
-        pass.attend(layer, s, sequences.over());
-        if step == 1 {
-            return look(0, &s.mixed[..m * self.config.heads * self.config.head_dim]);
+        if steps.end > 1 {
+            pass.attend(layer, s, sequences.over());
+        }
+        if wanted(1, 0) {
+            look(1, 0, &s.mixed[..m * self.config.heads * self.config.head_dim]);
+        }
+        if steps.end < 3 {
+            return;
         }
         pass.output(layer, s);
         match &layer.feed_forward {
-            FeedForward::Mlp(_) if step == 2 => {
-                pass.norm(&layer.mlp_norm, s);
-                look(0, &s.normed[..hidden]);
-            }
             FeedForward::Mlp(mlp) => {
-                pass.gate_up(layer, mlp, s);
-                let width = mlp.down.in_features();
-                let rows = gated_rows(&self.backend, pass.gated(&s.gate, &s.up), m, width);
-                look(0, &rows);
+                if wanted(2, 0) {
+                    pass.norm(&layer.mlp_norm, s);
+                    look(2, 0, &s.normed[..hidden]);
+                }
+                if wanted(3, 0) {
+                    pass.gate_up(layer, mlp, s);
+                    let width = mlp.down.in_features();
+                    let rows = gated_rows(&self.backend, pass.gated(&s.gate, &s.up), m, width);
+                    look(3, 0, &rows);
+                }
             }
             FeedForward::Moe(moe) => {
                 pass.norm(&layer.mlp_norm, s);
@@ -223,15 +243,20 @@ impl LoneLayer {
                 let choices = s.moe.choices();
                 let count = moe.config.routing.experts;
                 let shared = moe.shared.as_ref().map(|s| &s.expert);
-                for (e, expert) in moe.experts.list().iter().chain(shared).enumerate().filter(|(e, _)| wanted(*e)) {
+                for (e, expert) in moe.experts.list().iter().chain(shared).enumerate() {
+                    if !(wanted(2, e) || wanted(3, e)) {
+                        continue;
+                    }
                     let goes = |token: usize| {
                         let of = &choices[token * moe.config.routing.top_k..(token + 1) * moe.config.routing.top_k];
                         e >= count || all_experts || of.iter().any(|c| c.expert as usize == e)
                     };
                     let tokens = normed.chunks_exact(self.config.hidden_size).enumerate();
                     let seen: Vec<f32> = tokens.filter(|(t, _)| goes(*t)).flat_map(|(_, row)| row).copied().collect();
-                    if step == 2 {
-                        look(e, &seen);
+                    if wanted(2, e) {
+                        look(2, e, &seen);
+                    }
+                    if !wanted(3, e) {
                         continue;
                     }
                     let (n, width) = (seen.len() / self.config.hidden_size, expert.down.in_features());
@@ -241,7 +266,7 @@ impl LoneLayer {
                         self.backend.matmul(&mut s.matmul, Input::Rows(&seen), n, self.options.activations, products);
                         self.backend.silu_mul(&mut gate, &up);
                     }
-                    look(e, &gate);
+                    look(3, e, &gate);
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! factorizations and columns of two small sizes, extended to all of the text and to the sizes of the model: other layers,
 //! other programs on the machine and its caches are not in it.
 
+use crate::awq::{Magnitudes, ScaleSearch, most_outputs};
 use crate::gptq::{Hessian, Prepared, Settings};
 use crate::job::{Job, check};
 use crate::room::{Room, hessian, least_memory};
@@ -92,11 +93,16 @@ fn memory(job: &Job<'_>, config: &DecoderConfig, layers: &[Vec<Vec<Group>>]) -> 
     let tokens: u64 = job.samples.iter().map(|s| s.len() as u64).sum();
     let rows = if room.held { 4 * tokens * config.hidden_size as u64 } else { 0 };
     // that of the module at work is counted with it
-    let others = |groups: &Vec<Group>| groups.iter().skip(1).map(|(k, _)| hessian(*k)).sum::<u64>().min(room.hessians);
+    let others = |groups: &[Group]| groups.iter().skip(1).map(|(k, _)| hessian(*k)).sum::<u64>().min(room.hessians);
+    // factors are found for all steps of a layer at once
+    let at_once = |layer: &Vec<Vec<Group>>| match job.recipe.method.scales() {
+        true => others(&layer.concat()),
+        false => layer.iter().map(|groups| others(groups)).max().unwrap_or(0),
+    };
     Ok(vec![
         ("a layer, a pass over some sequences, and the module at work", least_memory(job)?),
         ("activations of the text", rows),
-        ("further Hessians of a step", layers.iter().flatten().map(others).max().unwrap_or(0)),
+        ("further Hessians of a step", layers.iter().map(at_once).max().unwrap_or(0)),
     ])
 }
 
@@ -143,10 +149,18 @@ fn seconds(
     let solved: Vec<[f64; 3]> = SIZES.map(|k| solver(backend, k, &settings)).to_vec();
     let growth = |low, part: usize| Growth::through(low, [solved[0][part], solved[1][part]]);
     let (factor, column, check) = (growth(2, 0), growth(1, 1), growth(1, 2));
-    let (mut factors, mut codes, mut checks) = (0.0, 0.0, 0.0);
+    let (mut factors, mut codes, mut checks, mut searching) = (0.0, 0.0, 0.0, 0.0);
+    let scales = job.recipe.method.scales();
+    let search = Growth::through(1, if scales { SIZES.map(|k| factor_search(backend, k, &settings)) } else { [0.0; 2] });
     for (k, modules) in groups {
         if job.recipe.method != Method::Rtn {
             factors += factor.at(*k);
+        }
+        if scales {
+            // what the search weighs errors with is made once more
+            factors += factor.at(*k);
+            let all: usize = modules.len();
+            searching += modules.iter().map(|(l, _)| search.at(*k) * l.out_features.min(most_outputs(all)) as f64).sum::<f64>();
         }
         let columns: usize = modules.iter().map(|(l, _)| l.out_features).sum();
         codes += column.at(*k) * columns as f64;
@@ -157,14 +171,18 @@ fn seconds(
     let source = job.source.total_bytes() as f64;
     let moved = 3.0 * source + 6.0 * bytes.total.tensors as f64;
     let rate = source / config.layers.max(1) as f64 / load.max(1e-9);
-    Ok(vec![
+    let mut all = vec![
         ("running the network", forward),
         ("Hessians", summing),
         ("factorizations", factors),
         ("codes", codes),
         ("measuring errors", checks),
         ("reading, writing and checking files", moved / rate),
-    ])
+    ];
+    if scales {
+        all.push(("finding factors", searching));
+    }
+    Ok(all)
 }
 
 /// Seconds that all layers will take over all of the text, and those of their Hessians.
@@ -177,13 +195,17 @@ fn pass(job: &Job<'_>, config: &DecoderConfig, layer: &mut LoneLayer) -> Result<
         let sizes: Vec<usize> = layer.groups(step).iter().map(|g| g.first().map_or(1, |l| l.in_features)).collect();
         let mut sums: Vec<Hessian> = sizes.into_iter().map(Hessian::new).collect();
         let (begin, mut summing) = (Instant::now(), 0.0);
-        layer.observe(&rows, &lengths, step, job.recipe.all_experts, &mut |group, inputs| {
+        layer.observe(&rows, &lengths, step..step + 1, job.recipe.all_experts, &|_, _| true, &mut |_, group, inputs| {
             let begin = Instant::now();
             sums[group].add(&job.backend, inputs);
             summing += begin.elapsed().as_secs_f64();
         });
         summed += summing;
         forward += begin.elapsed().as_secs_f64() - summing;
+    }
+    if job.recipe.method.scales() {
+        // summed up once more for the factors
+        (forward, summed) = (2.0 * forward, 2.0 * summed);
     }
     let begin = Instant::now();
     layer.run(&mut rows, &lengths);
@@ -193,14 +215,32 @@ fn pass(job: &Job<'_>, config: &DecoderConfig, layer: &mut LoneLayer) -> Result<
     Ok((forward * all, summed * all))
 }
 
-/// Seconds of one factorization at this size; of one column's codes; and of looking at one column's errors.
-fn solver(backend: &Backend, k: usize, settings: &Settings) -> [f64; 3] {
+/// Seconds that the search for factors takes for one column of this size.
+fn factor_search(backend: &Backend, k: usize, settings: &Settings) -> f64 {
+    let (hessian, weight) = made(backend, k);
+    let mut seen = Magnitudes::new(k);
+    seen.add(&vec![1.0; k]);
+    let modules = [(weight, *settings)];
+    let begin = Instant::now();
+    let mut search = ScaleSearch::new(&[&seen], modules.len(), k, &|i| i, &<[f64]>::to_vec);
+    search.add(backend, &hessian, &modules, &|i| i);
+    begin.elapsed().as_secs_f64() / COLUMNS as f64
+}
+
+/// The Hessian of some rows of `k` numbers, and the weight of some columns.
+fn made(backend: &Backend, k: usize) -> (Hessian, Vec<f32>) {
     let mut random = SplitMix64::named(k as u64, "estimate");
     let mut number = || (random.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
     let rows: Vec<f32> = (0..2 * k * k).map(|_| number()).collect();
     let weight: Vec<f32> = (0..COLUMNS * k).map(|_| number()).collect();
     let mut hessian = Hessian::new(k);
     hessian.add(backend, &rows);
+    (hessian, weight)
+}
+
+/// Seconds of one factorization at this size; of one column's codes; and of looking at one column's errors.
+fn solver(backend: &Backend, k: usize, settings: &Settings) -> [f64; 3] {
+    let (hessian, weight) = made(backend, k);
     let begin = Instant::now();
     let ready = Prepared::new(backend, &hessian, settings);
     let factor = begin.elapsed().as_secs_f64();

@@ -56,6 +56,11 @@ pub(crate) fn check(job: &Job<'_>, linears: &[Linear]) -> Result<(), QuantizeErr
     if !wanted {
         return Err(QuantizeError::setting("dynamic", "rules that leave something to quantize", "none", "take a rule out"));
     }
+    if let (true, Statistics::Save(path) | Statistics::Use(path)) = (recipe.method.scales(), job.statistics) {
+        let found = format!("{} and `{}`", recipe.method.name(), path.display());
+        let remedy = "give a text without statistics, or choose the method gptq";
+        return Err(QuantizeError::setting("statistics", "the method rtn or gptq: factors take more than Hessians", found, remedy));
+    }
     if job.statistics.are_used() && !job.samples.is_empty() {
         let (expected, remedy) = ("statistics or a text", "leave one of them out");
         return Err(QuantizeError::setting("calibration", expected, "both", remedy));

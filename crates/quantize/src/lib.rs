@@ -1,6 +1,7 @@
 //! How codes are chosen, how good a model is, and checkpoints to measure with.
 //!
-//! * [`quantize()`] makes a quantized folder of a dense one; [`gptq`] is the solver for one module.
+//! * [`quantize()`] makes a quantized folder of a dense one; [`gptq`] is the solver for one module, [`awq`]
+//!   finds and folds the factors of its inputs.
 //! * [`perplexity()`] scores a tokenized text under one of the usual [`Protocol`]s.
 //! * [`divergence()`] compares a model's predictions with another's, [`choose`] scores answers to questions.
 //! * [`plan`] finds widths and group sizes for a size.
@@ -11,6 +12,7 @@
 //! The crate prints nothing and knows no tokenizer: texts come as ids, tokenizer files as bytes.
 #![forbid(unsafe_code)]
 
+pub mod awq;
 mod choice;
 mod divergence;
 mod error;
@@ -20,6 +22,7 @@ pub mod gptq;
 mod hidden;
 mod job;
 mod logits;
+mod module;
 mod perplexity;
 mod pipeline;
 pub mod plan;
@@ -46,7 +49,7 @@ pub use pipeline::{Event, Outcome, quantize};
 pub use protocol::Protocol;
 pub use recheck::{Deviation, Recheck, recheck};
 pub use recipe::{Method, Recipe, Sequential};
-pub use report::{ModuleQuality, Times};
+pub use report::{ModuleQuality, Scaling, Times};
 pub use room::least_memory;
 pub use sample::sample_indices;
 pub use size::{PredictedBytes, module_bytes, predicted_bytes};

@@ -1,21 +1,23 @@
 //! From a dense folder to a quantized one: layer after layer, each seeing what the quantized layers before it give.
 
+use crate::awq::{self, Folding};
 use crate::finite::check_finite;
 use crate::gptq::{Hessian, Prepared, Settings, Solution};
 use crate::hidden::{Hidden, batches};
 use crate::job::{Job, check, settings, workers};
-use crate::report::{Errors, ModuleQuality, Times, errors};
+use crate::module::{dense_weight, matrix, notes};
+use crate::report::{Errors, ModuleQuality, Scaling, Times, errors};
 use crate::room::Room;
 use crate::size::predicted_bytes;
 use crate::statistics::{Statistics, Store};
 use crate::workspace::{Tensors, Workspace};
 use crate::{QuantizeError, Sequential};
-use billfish_formats::{BiasRule, Checkpoint, Converted, LinearWeight, convert};
+use billfish_formats::{Checkpoint, Converted, convert};
 use billfish_kernels::{PackedMatrix, Weight};
-use billfish_models::{DecoderConfig, EMBEDDING, Linear, LoadOptions, LoneLayer, replaceable};
-use billfish_tensor::{Codes, Groups, QuantMatrix, ScaleValues, Zeros};
-use half::f16;
+use billfish_models::{DecoderConfig, Linear, LoadOptions, LoneLayer, Look, Wanted, replaceable};
+use billfish_tensor::QuantMatrix;
 use serde_json::{Map, Value};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -93,7 +95,8 @@ pub fn quantize(job: &Job<'_>, event: &mut dyn FnMut(Event<'_>)) -> Result<Outco
     };
     let requantized = job.source.quantized_modules().len();
     let (modules, times) = (vec![], Times::default());
-    let mut work = Work { job, config: &config, workspace: &workspace, room, store, rules: Map::new(), modules, times };
+    let (rules, folding) = (Map::new(), Folding::default());
+    let mut work = Work { job, config: &config, workspace: &workspace, room, store, rules, modules, folding, times };
     let mut hidden: Option<Hidden> = None;
     let mut parts: Vec<String> = vec![];
     for index in 0..config.layers {
@@ -174,6 +177,8 @@ struct Work<'a> {
     /// What the config says of each module.
     rules: Map<String, Value>,
     modules: Vec<ModuleQuality>,
+    /// The factors of the layer at work.
+    folding: Folding,
     times: Times,
 }
 
@@ -225,8 +230,9 @@ impl Work<'_> {
             return Ok(None);
         }
         let begin = Instant::now();
-        let sequential = job.recipe.sequential == Sequential::Quantized;
-        let absent = |module: &str| sequential && matches!(job.recipe.settings(module), Ok(Some(_)));
+        // factors are found in a layer that is whole
+        let late = job.recipe.sequential == Sequential::Quantized && !job.recipe.method.scales();
+        let absent = |module: &str| late && matches!(job.recipe.settings(module), Ok(Some(_)));
         let backend = Arc::clone(&job.backend);
         let layer = LoneLayer::load_without(job.source, self.config, index, backend, LoadOptions::default(), &absent)?;
         self.times.files += begin.elapsed();
@@ -238,7 +244,11 @@ impl Work<'_> {
         let (job, lengths) = (self.job, self.lengths());
         let mut layer = self.load(index)?;
         let first = self.modules.len();
-        let mut kept = vec![];
+        self.folding = match (&rows, &mut layer) {
+            (Some(rows), Some(layer)) => self.fold(layer, rows, &lengths)?,
+            _ => Folding::default(),
+        };
+        let mut kept = self.folding.tensors();
         for (step, groups) in replaceable(job.source, self.config, index).into_iter().enumerate() {
             let mut waiting: Vec<Shared> = vec![];
             for (group, modules) in groups.into_iter().enumerate() {
@@ -256,7 +266,12 @@ impl Work<'_> {
                 let mut shared: Vec<Shared> = waiting.drain(..now).collect();
                 shared.iter_mut().for_each(|s| s.hessian = Hessian::new(s.inputs()));
                 if let (Some(rows), Some(layer)) = (&rows, &mut layer) {
-                    self.observe(layer, step, rows, &lengths, &mut shared)?;
+                    let groups: Vec<usize> = shared.iter().map(|s| s.group).collect();
+                    self.observe(layer, step..step + 1, rows, &lengths, &|_, group| groups.contains(&group), &mut |_, group, inputs| {
+                        if let Some(s) = shared.iter_mut().find(|s| s.group == group) {
+                            s.hessian.add(&job.backend, inputs);
+                        }
+                    })?;
                 }
                 self.keep_or_load(&mut shared)?;
                 for s in shared {
@@ -311,27 +326,23 @@ impl Work<'_> {
         })
     }
 
-    /// Sums up what the groups of a step see.
+    /// Shows what some groups of some steps see.
     fn observe(
         &mut self,
         layer: &mut LoneLayer,
-        step: usize,
+        steps: Range<usize>,
         rows: &Hidden,
         lengths: &[usize],
-        shared: &mut [Shared],
+        wanted: Wanted<'_>,
+        look: Look<'_>,
     ) -> Result<(), QuantizeError> {
         let begin = Instant::now();
         let mut summing = std::time::Duration::ZERO;
-        let backend = &self.job.backend;
-        let groups: Vec<usize> = shared.iter().map(|s| s.group).collect();
-        let wanted = |group: usize| groups.contains(&group);
         for (sequences, tokens) in batches(lengths) {
-            let rows = rows.read(&tokens)?;
-            layer.observe_groups(&rows, &lengths[sequences], step, self.job.recipe.all_experts, &wanted, &mut |group, inputs| {
+            let (rows, lengths) = (rows.read(&tokens)?, &lengths[sequences]);
+            layer.observe(&rows, lengths, steps.clone(), self.job.recipe.all_experts, wanted, &mut |step, group, inputs| {
                 let begin = Instant::now();
-                if let Some(s) = shared.iter_mut().find(|s| s.group == group) {
-                    s.hessian.add(backend, inputs);
-                }
+                look(step, group, inputs);
                 summing += begin.elapsed();
             });
         }
@@ -340,16 +351,44 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Finds the factors of AWQ for a layer, if they are asked for, and changes what stays dense of it.
+    fn fold(&mut self, layer: &mut LoneLayer, rows: &Hidden, lengths: &[usize]) -> Result<Folding, QuantizeError> {
+        let job = self.job;
+        if !job.recipe.method.scales() {
+            return Ok(Folding::default());
+        }
+        let (begin, before) = (Instant::now(), self.times);
+        let (room, sites) = (self.room, layer.fold_sites());
+        let weight = |l: &Linear| Ok(dense_weight(job.source, self.config, l)?.0);
+        let weight = &weight;
+        let given = awq::Given { source: job.source, recipe: job.recipe, backend: &job.backend, room, weight };
+        let folding = awq::fold(&given, &sites, &mut |steps, wanted, look| self.observe(layer, steps, rows, lengths, wanted, look))?;
+        // a network that runs as it was has nothing that its factors would be taken up by
+        if job.recipe.sequential == Sequential::Quantized {
+            folding.apply(job.source, layer)?;
+        }
+        let observing = self.times.hessian + self.times.forward - before.hessian - before.forward;
+        self.times.solve += begin.elapsed().saturating_sub(observing);
+        Ok(folding)
+    }
+
     /// Quantizes the modules of one input.
     fn modules_of(&mut self, mut shared: Shared, event: Events<'_>) -> Result<Vec<Done>, QuantizeError> {
         let backend = &*self.job.backend;
+        let first = shared.members.first().map(|(l, _)| l.name.as_str()).unwrap_or_default();
+        if let [Some(scales), _] = self.folding.scales(first)
+            && self.job.recipe.sequential == Sequential::Dense
+        {
+            shared.hessian.divide(scales);
+        }
         let mut prepared: Option<(Settings, Prepared)> = None;
         let mut out = vec![];
         for (linear, settings) in std::mem::take(&mut shared.members) {
             let few = shared.hessian.rows() < self.job.recipe.fallback_rows && self.job.observes();
-            let settings = if few { Settings { propagate: false, sweeps: 0, ..settings } } else { settings };
+            let settings = if few { Settings { propagate: false, sweeps: 0, clip: false, ..settings } } else { settings };
             let begin = Instant::now();
             let (weight, bias) = dense_weight(self.job.source, self.config, &linear)?;
+            let bias = self.folding.bias(&linear).or(bias);
             self.times.files += begin.elapsed();
             let begin = Instant::now();
             let alike =
@@ -360,8 +399,10 @@ impl Work<'_> {
             };
             self.times.factor += begin.elapsed();
             let begin = Instant::now();
-            let parts = weight.chunks(OUTPUTS * linear.in_features).map(|w| ready.solve(backend, w, &settings));
+            let scaled = self.folding.weight(&linear, &weight);
+            let parts = scaled.chunks(OUTPUTS * linear.in_features).map(|w| ready.solve(backend, w, &settings));
             let solution = Solution::joined(parts.collect(), linear.in_features);
+            drop(scaled);
             let matrix = matrix(&linear, &settings, &solution, bias)?;
             self.times.solve += begin.elapsed();
             let begin = Instant::now();
@@ -407,7 +448,13 @@ impl Work<'_> {
             damp: solution.damp,
             fallback: None,
             notes: notes(hessian, settings, solution),
+            scaling: None,
         };
+        if self.job.recipe.method.scales() {
+            let none =
+                || Scaling { maker: String::new(), alpha: 0.0, error: 1.0, left_out: Some("nothing before it takes factors".into()) };
+            quality.scaling = Some(self.folding.note(&linear.name).cloned().unwrap_or_else(none));
+        }
         quality.fallback = match (few, solution.fallback) {
             (true, _) => Some(format!("{} rows were seen, fewer than {}", hessian.rows(), self.job.recipe.fallback_rows)),
             (false, true) => Some("the Hessian is not positive definite with any damping".into()),
@@ -416,7 +463,8 @@ impl Work<'_> {
         let tensors = self.workspace.tensors(&linear.name, matrix)?;
         quality.bytes = tensors.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         let stored = self.workspace.read_back(&tensors, &quality)?;
-        let Errors { weight, output, groups, worst } = errors(&self.job.backend, &stored, weight, hessian.whole());
+        let factors = self.folding.scales(&linear.name);
+        let Errors { weight, output, groups, worst } = errors(&self.job.backend, &stored, weight, hessian.whole(), factors);
         (quality.weight_error, quality.output_error, quality.group_errors, quality.worst) = (weight, output, groups, worst);
         Ok((quality, tensors))
     }
@@ -424,6 +472,7 @@ impl Work<'_> {
     /// The output head, which sees what the last norm gives. Returns whether it was quantized: a rule may leave it dense.
     fn head(&mut self, rows: Option<&Hidden>, event: Events<'_>) -> Result<bool, QuantizeError> {
         let first = self.modules.len();
+        self.folding = Folding::default();
         let linear = Linear { name: HEAD.into(), in_features: self.config.hidden_size, out_features: self.config.vocab_size, bias: false };
         if let Some(report) = self.workspace.finished(HEAD)? {
             self.check_kept(std::slice::from_ref(&linear))?;
@@ -456,51 +505,4 @@ impl Work<'_> {
     }
 }
 
-/// The weight of a dense module, `[N, K]`, and its bias.
-pub(crate) fn dense_weight(source: &Checkpoint, config: &DecoderConfig, l: &Linear) -> Result<(Vec<f32>, Option<Vec<f32>>), QuantizeError> {
-    // a tied head is the embedding, whatever stands under its own name
-    if l.name == HEAD && config.tie_word_embeddings && !source.has_codes(HEAD) {
-        let table = source.dense(&format!("{EMBEDDING}.weight"), &[l.out_features, l.in_features])?;
-        return Ok((table.to_f32(), None));
-    }
-    let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
-    match source.linear(&l.name, l.in_features, l.out_features, rule)? {
-        LinearWeight::Dense { weight, bias } => Ok((weight.to_f32(), bias)),
-        LinearWeight::Quantized(m) => {
-            let (mut codes, mut weight) = (vec![], vec![0.0; l.in_features * l.out_features]);
-            m.dequantize_columns(0..l.out_features, &mut codes, &mut weight);
-            Ok((weight, m.bias().map(<[f32]>::to_vec)))
-        }
-    }
-}
-
-/// What was out of the ordinary about a module's Hessian.
-fn notes(hessian: &Hessian, settings: &Settings, solution: &Solution) -> Vec<String> {
-    let (rows, inputs) = (hessian.rows(), hessian.size());
-    let mut notes = vec![];
-    if hessian.dropped() > 0 {
-        notes.push(format!("{} input rows were left out, because they held numbers that are not finite", hessian.dropped()));
-    }
-    if settings.propagate && rows > 0 && rows < inputs as u64 && !solution.fallback {
-        notes.push(format!("{rows} rows were seen for {inputs} inputs, so only the damping makes its Hessian regular"));
-    }
-    if solution.damp > settings.damp {
-        notes.push(format!("a damping of {:.2} was needed instead of {}", solution.damp, settings.damp));
-    }
-    notes
-}
-
 type Events<'a> = &'a mut dyn FnMut(Event<'_>);
-
-/// A solution as the type that every other part of the program knows, with the bias that later modules are to see.
-fn matrix(l: &Linear, settings: &Settings, s: &Solution, bias: Option<Vec<f32>>) -> Result<QuantMatrix, QuantizeError> {
-    let zeros = if settings.grid.sym { Zeros::Midpoint } else { Zeros::PerGroup(s.zeros.clone()) };
-    let groups = match &s.g_idx {
-        Some(g_idx) => Groups::Index { g_idx: g_idx.clone(), count: s.groups },
-        None => Groups::Contiguous { size: settings.group_size.unwrap_or(l.in_features) },
-    };
-    let scales = ScaleValues::F16(s.scales.iter().map(|v| f16::from_f32(*v)).collect());
-    let codes = Codes::Bytes(s.codes.clone());
-    QuantMatrix::new(l.in_features, l.out_features, settings.grid.bits, codes, scales, zeros, groups, bias)
-        .map_err(|e| QuantizeError::setting(&l.name, "a matrix", e.to_string(), "this is a defect of the program; report it"))
-}

@@ -2,7 +2,8 @@
 
 use crate::gptq::Hessian;
 use crate::hidden::batches;
-use crate::pipeline::{HEAD, dense_weight};
+use crate::module::dense_weight;
+use crate::pipeline::HEAD;
 use crate::report::{ModuleQuality, errors, group_errors};
 use crate::{QuantizeError, Sequential};
 use billfish_formats::{BiasRule, Checkpoint, LinearWeight};
@@ -60,6 +61,11 @@ pub fn recheck(job: &Recheck<'_>, progress: &mut dyn FnMut(&str)) -> Result<Vec<
     let base_config = DecoderConfig::from_json(&format!("{}/config.json", job.base.name()), job.base.config())?;
     let unstacked = base_config.unstacked(job.base)?;
     let base = unstacked.as_ref().unwrap_or(job.base);
+    if let Some((scaled, factors)) = job.reported.iter().find_map(|q| Some((q, q.scaling.as_ref()?))) {
+        let found = format!("the factors of AWQ, found for `{}`", factors.maker);
+        let remedy = "compare the folders with `eval kld`; factors that moved to other tensors are not taken back";
+        return Err(QuantizeError::setting(&scaled.module, "the method rtn or gptq", found, remedy));
+    }
     let reported: BTreeMap<&str, &ModuleQuality> = job.reported.iter().map(|q| (q.module.as_str(), q)).collect();
     let stored: BTreeSet<String> = job.stored.quantized_modules().into_iter().collect();
     let one_sided = stored.iter().map(String::as_str).find(|m| !reported.contains_key(m));
@@ -96,8 +102,8 @@ pub fn recheck(job: &Recheck<'_>, progress: &mut dyn FnMut(&str)) -> Result<Vec<
                 let of = first..first + hessians.len();
                 for (sequences, tokens) in batches(&lengths) {
                     let rows = &rows[tokens.start * hidden..tokens.end * hidden];
-                    let wanted = |group: usize| of.contains(&group);
-                    layer.observe_groups(rows, &lengths[sequences], step, job.all_experts, &wanted, &mut |group, inputs| {
+                    let wanted = |_, group: usize| of.contains(&group);
+                    layer.observe(rows, &lengths[sequences], step..step + 1, job.all_experts, &wanted, &mut |_, group, inputs| {
                         if let Some(hessian) = group.checked_sub(first).and_then(|at| hessians.get_mut(at)) {
                             hessian.add(&job.backend, inputs);
                         }
@@ -151,7 +157,7 @@ impl Check<'_> {
                     let remedy = "give the text, --samples and --seqlen that it was calibrated with";
                     return Err(QuantizeError::setting(&l.name, expected, found, remedy));
                 }
-                let found = errors(&self.job.backend, &stored, &weight, hessian.whole());
+                let found = errors(&self.job.backend, &stored, &weight, hessian.whole(), [None; 2]);
                 (Some(found.output), found.groups)
             }
             None => (None, group_errors(&stored, &weight)),

@@ -12,6 +12,10 @@ pub enum Method {
     Rtn,
     /// Errors passed on to later inputs.
     Gptq,
+    /// Weights scaled by what the inputs are, ranges clipped, each weight's nearest level.
+    Awq,
+    /// The scales of AWQ, then GPTQ.
+    AwqGptq,
 }
 
 impl Method {
@@ -20,7 +24,14 @@ impl Method {
         match self {
             Method::Rtn => "rtn",
             Method::Gptq => "gptq",
+            Method::Awq => "awq",
+            Method::AwqGptq => "awq+gptq",
         }
+    }
+
+    /// Whether factors are looked for that inputs are divided by.
+    pub fn scales(self) -> bool {
+        matches!(self, Method::Awq | Method::AwqGptq)
     }
 }
 
@@ -137,9 +148,10 @@ impl Recipe {
         let lowest_zero = u16::from(!sym && (self.portable || self.target == Target::Gptq));
         let grid = Grid { bits, sym, signed: sym && self.search == Search::Hessian, lowest_zero, stored: DType::F16 };
         let (propagate, sweeps) = match self.method {
-            Method::Rtn => (false, 0),
-            Method::Gptq => (true, self.sweeps),
+            Method::Rtn | Method::Awq => (false, 0),
+            Method::Gptq | Method::AwqGptq => (true, self.sweeps),
         };
-        Ok(Some(Settings { grid, group_size, order, search: self.search, damp: self.damp, propagate, sweeps }))
+        let clip = self.method == Method::Awq && self.search == Search::Hessian;
+        Ok(Some(Settings { grid, group_size, order, search: self.search, damp: self.damp, propagate, sweeps, clip }))
     }
 }

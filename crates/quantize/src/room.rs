@@ -7,6 +7,7 @@ use crate::{QuantizeError, Sequential};
 use billfish_models::{DecoderConfig, Linear, replaceable};
 
 /// Room for what grows with the calibration text and with the number of experts.
+#[derive(Clone, Copy)]
 pub(crate) struct Room {
     /// Whether the rows between two layers stay in memory.
     pub held: bool,
@@ -68,8 +69,9 @@ fn least(job: &Job<'_>, config: &DecoderConfig) -> Result<u64, QuantizeError> {
             match job.recipe.settings(&l.name)? {
                 Some(s) => {
                     let stored = weights * u64::from(s.grid.bits) / 8 + weights / 8;
-                    // where modules see the dense network, it runs as it is
-                    let runs = if job.recipe.sequential == Sequential::Dense { 4 * weights } else { stored };
+                    // where modules see the dense network, it runs as it is; and where factors are found before it is quantized
+                    let whole = job.recipe.sequential == Sequential::Dense || job.recipe.method.scales();
+                    let runs = if whole { 4 * weights } else { stored };
                     bytes += stored + runs;
                     solving = solving.max(solve(&l));
                 }

@@ -242,7 +242,9 @@ impl Workspace {
                 taken.insert(module_of(name).to_string());
             }
         }
-        let specs = remaining_tensors(source, &taken);
+        let mut specs = remaining_tensors(source, &taken);
+        // AWQ changes norms and biases too
+        specs.retain(|(name, _, _)| !map.contains_key(name));
         let mut writer = SafetensorsWriter::create(&whole.join("rest.safetensors"), &specs)?;
         for (name, _, _) in specs {
             source.copy_bytes(&name, &mut |piece| writer.write(&name, piece))?;

@@ -153,7 +153,7 @@ fn reported_errors_are_those_of_the_file() {
     let hidden = embed(&source, &config, &samples.concat()).unwrap();
     let lengths: Vec<usize> = samples.iter().map(Vec::len).collect();
     let mut rows = vec![];
-    layer.observe(&hidden, &lengths, 0, false, &mut |_, seen| rows.extend_from_slice(seen));
+    layer.observe(&hidden, &lengths, 0..1, false, &|_, _| true, &mut |_, _, seen| rows.extend_from_slice(seen));
     for part in ["q_proj", "k_proj", "v_proj"] {
         let name = format!("model.layers.0.self_attn.{part}");
         let quality: &ModuleQuality = outcome.modules.iter().find(|m| m.module == name).unwrap();
@@ -205,7 +205,7 @@ fn later_modules_see_biases() {
         let quality = outcome.modules.iter().find(|m| m.module == name).unwrap();
         let (k, n) = (quality.in_features, quality.out_features);
         let mut rows = vec![];
-        layer.observe(&hidden, &lengths, step, false, &mut |_, seen| rows.extend_from_slice(seen));
+        layer.observe(&hidden, &lengths, step..step + 1, false, &|_, _| true, &mut |_, _, seen| rows.extend_from_slice(seen));
         let LinearWeight::Dense { weight, .. } = source.linear(&name, k, n, BiasRule::Optional).unwrap() else { panic!("{name}") };
         let LinearWeight::Quantized(m) = written.linear(&name, k, n, BiasRule::Optional).unwrap() else { panic!("{name}") };
         let (mut codes, mut stored) = (vec![], vec![0.0f32; k * n]);
@@ -321,7 +321,7 @@ fn a_layer_by_itself_is_the_layer_of_the_model() {
             for step in 0..layer.steps() {
                 let sizes: Vec<usize> = layer.groups(step).iter().map(|g| g.first().map_or(1, |l| l.in_features)).collect();
                 let mut h: Vec<Hessian> = sizes.iter().map(|&k| Hessian::new(k)).collect();
-                layer.observe(&rows, &lengths, step, false, &mut |g, seen| h[g].add(&backend(1), seen));
+                layer.observe(&rows, &lengths, step..step + 1, false, &|_, _| true, &mut |_, g, seen| h[g].add(&backend(1), seen));
                 assert!(h.iter().map(Hessian::rows).sum::<u64>() >= 40);
             }
             layer.run(&mut rows, &lengths);

@@ -5,7 +5,7 @@ mod common;
 use billfish_formats::{Checkpoint, Target};
 use billfish_kernels::{Activations, Backend, Isa};
 use billfish_quantize::{
-    Event, Job, Outcome, QuantizeError, Recheck, Recipe, Sequential, Statistics, least_memory, quantize, recheck, synth,
+    Event, Job, Method, Outcome, QuantizeError, Recheck, Recipe, Sequential, Statistics, least_memory, quantize, recheck, synth,
 };
 use common::{Fresh, all_logits, fixture, fresh, load};
 use safetensors::tensor::{Dtype, TensorView};
@@ -136,6 +136,15 @@ fn experts_in_one_tensor_are_quantized_as_if_they_were_apart() {
     assert_eq!(a.modules, b.modules);
     assert!(a.modules.iter().any(|m| m.module == "model.layers.0.mlp.experts.5.down_proj"));
     assert!(files(&outs[0]) == files(&outs[1]));
+    // factors go into each of them too
+    let scaled = Recipe { method: Method::Awq, fallback_rows: 1, ..recipe.clone() };
+    let [a2, b2] = [(stacked.as_path(), "stacked-awq"), (&*apart, "each-awq")].map(|(from, name)| {
+        let out = fresh(&format!("robust-experts-{name}"));
+        (to(from, &out, &scaled, &samples, None).unwrap().modules, files(&out))
+    });
+    assert!(a2 == b2);
+    let factors = a2.0.iter().filter(|m| m.module.ends_with("down_proj") && m.scaling.as_ref().unwrap().alpha > 0.0);
+    assert!(factors.count() > 0, "factors of some experts");
     let logits = all_logits(&load(&outs[0], Activations::Strict), &[1, 2, 3]);
     assert!(logits.iter().all(|v| v.is_finite()));
     // 48 and 80 inputs in groups of 32: GPTQ has a short last group, compressed-tensors has none and says so at once

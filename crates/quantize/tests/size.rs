@@ -5,7 +5,7 @@ mod common;
 use billfish_formats::{Checkpoint, Dynamic, GroupSize, ModuleShape, Target, TensorSpec, folder_sizes, module_tensors, safetensors_header};
 use billfish_kernels::{Backend, Isa};
 use billfish_quantize::gptq::{Order, Search};
-use billfish_quantize::{Job, Method, Recipe, Statistics, predicted_bytes, quantize, synth};
+use billfish_quantize::{Job, Method, Outcome, Recipe, Statistics, predicted_bytes, quantize, synth};
 use billfish_tensor::DType;
 use common::{fixture, fresh};
 use std::path::Path;
@@ -21,9 +21,13 @@ fn weights(dir: &Path) -> (u64, usize) {
 }
 
 fn write(source: &Checkpoint, recipe: &Recipe, out: &Path) -> u64 {
+    quantized(source, recipe, &[], out).written.unwrap().bytes
+}
+
+fn quantized(source: &Checkpoint, recipe: &Recipe, samples: &[Vec<u32>], out: &Path) -> Outcome {
     let (stop, backend) = (AtomicBool::new(false), Arc::new(Backend::new(Isa::choose(None).unwrap(), 2).unwrap()));
-    let job = Job { source, out, recipe, samples: &[], backend, memory: None, resume: false, statistics: Statistics::Forget, stop: &stop };
-    quantize(&job, &mut |_| ()).unwrap().written.unwrap().bytes
+    let job = Job { source, out, recipe, samples, backend, memory: None, resume: false, statistics: Statistics::Forget, stop: &stop };
+    quantize(&job, &mut |_| ()).unwrap()
 }
 
 #[test]
@@ -90,6 +94,27 @@ fn experts_in_one_tensor_and_quantized_sources() {
             assert_eq!((predicted.total.files, predicted.total.shards), weights(&out), "{name} {target}");
             out.clear();
         }
+    }
+}
+
+/// Norms, biases and routers that take factors keep their types.
+#[test]
+fn factors_change_no_size() {
+    let rules = Dynamic::parse("rules", &serde_json::json!({"-:.*k_proj": {}})).unwrap();
+    for (name, target, method) in [
+        ("glm4moe-dense", Target::Awq, Method::Awq),
+        ("llama-biases-dense", Target::CompressedTensors, Method::AwqGptq),
+        ("qwen2moe-stacked-dense", Target::Gptq, Method::Awq),
+    ] {
+        let (source, out) = (Checkpoint::open(&fixture(name)).unwrap(), fresh(&format!("size-factors-{name}")));
+        let (group_size, dynamic, search) = (Some(16), rules.clone(), Search::MinMax);
+        let recipe = Recipe { target, method, group_size, dynamic, search, fallback_rows: 1, ..Recipe::default() };
+        let samples: Vec<Vec<u32>> = (1..5).map(|s| (0..30).map(|i| (i * i + 7 * s) % 60).collect()).collect();
+        let predicted = predicted_bytes(&source, &recipe).unwrap();
+        let written = quantized(&source, &recipe, &samples, &out);
+        assert!(written.modules.iter().any(|m| m.scaling.as_ref().unwrap().alpha > 0.0), "{name}: factors of some");
+        assert_eq!(predicted.total.tensors, written.written.unwrap().bytes, "{name}");
+        assert_eq!((predicted.total.files, predicted.total.shards), weights(&out), "{name}");
     }
 }
 

@@ -23,6 +23,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 enum MethodArg {
     Rtn,
     Gptq,
+    Awq,
+    #[value(name = "awq+gptq")]
+    AwqGptq,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -58,33 +61,34 @@ pub struct Args {
     /// Inputs of a group; -1 for one group a column
     #[arg(long, default_value_t = 128, allow_negative_numbers = true)]
     group_size: i64,
-    /// Zero points at the midpoint [default]
+    /// Zero points at the midpoint [default, but not of AWQ files]
     #[arg(long, overrides_with = "asym")]
     sym: bool,
     /// A zero point for each group and column
     #[arg(long)]
     asym: bool,
-    /// gptq, gptq_v2, gptq_p, awq or compressed-tensors [default: gptq; gptq_v2 with --asym; gptq_p for 5, 6 and 7 bits]
+    /// gptq, gptq_v2, gptq_p, awq or compressed-tensors [default: gptq; gptq_v2 with --asym; gptq_p for 5, 6 and 7 bits; awq
+    /// for 4 bits with --method awq]
     #[arg(long)]
     format: Option<Target>,
     /// Keep zero points at 1 or more, so that programs that store them less one read them right
     #[arg(long)]
     portable_v1: bool,
-    /// How codes are chosen
+    /// How codes are chosen; awq scales what matters and rounds to nearest, awq+gptq does GPTQ on the scaled weights
     #[arg(long, value_enum, default_value = "gptq")]
     method: MethodArg,
-    /// The order in which inputs are rounded; desc is act-order, which costs time when the model runs
-    #[arg(long, value_enum, default_value = "gar")]
-    order: OrderArg,
+    /// The order in which inputs are rounded; desc is act-order, which costs time when the model runs [default: gar]
+    #[arg(long, value_enum)]
+    order: Option<OrderArg>,
     /// How scales are found
     #[arg(long, value_enum, default_value = "hessian")]
     search: SearchArg,
-    /// The part of the mean diagonal of a Hessian that is added to its diagonal
-    #[arg(long, default_value_t = 0.01)]
-    damp: f64,
-    /// Sweeps over codes and scales after the first choice; 0 for GPTQ as published
-    #[arg(long, default_value_t = 2)]
-    sweeps: usize,
+    /// The part of the mean diagonal of a Hessian that is added to its diagonal [default: 0.01]
+    #[arg(long)]
+    damp: Option<f64>,
+    /// Sweeps over codes and scales after the first choice; 0 for GPTQ as published [default: 2]
+    #[arg(long)]
+    sweeps: Option<usize>,
     /// Text to calibrate with: a UTF-8 file; a .jsonl file with `text`, `messages`, `tokens` or `input_ids` (and
     /// `attention_mask`) in each line; or a folder of .txt and .jsonl files
     #[arg(long, value_name = "FILE|DIR")]
@@ -139,9 +143,11 @@ pub struct Args {
 
 impl Args {
     fn recipe(&self) -> Result<Recipe> {
+        let awq = matches!(self.method, MethodArg::Awq);
         let target = match self.format {
             Some(target) => target,
             None if matches!(self.bits, 5..=7) => Target::GptqP,
+            None if awq && self.bits == 4 => Target::Awq,
             None if self.asym && !self.portable_v1 => Target::GptqV2,
             None => Target::Gptq,
         };
@@ -153,6 +159,8 @@ impl Args {
             rows @ 1.. => Some(rows as usize),
             other => bail!("--group-size: expected -1 or 1 and more, found {other}; 128 is usual"),
         };
+        self.check_options()?;
+        let usual = Recipe::default();
         let dynamic = match &self.dynamic {
             Some(path) => {
                 let value: Value = serde_json::from_str(&read_text(path)?).with_context(|| path.display().to_string())?;
@@ -163,26 +171,30 @@ impl Args {
         Ok(Recipe {
             bits: self.bits,
             group_size,
-            sym: !self.asym,
+            // AWQ files have zero points of their own
+            sym: !self.asym && (self.sym || !(awq && target == Target::Awq)),
             target,
             portable: self.portable_v1,
             method: match self.method {
                 MethodArg::Rtn => Method::Rtn,
                 MethodArg::Gptq => Method::Gptq,
+                MethodArg::Awq => Method::Awq,
+                MethodArg::AwqGptq => Method::AwqGptq,
             },
             order: match self.order {
-                OrderArg::None => Order::None,
-                OrderArg::Gar => Order::Gar,
-                OrderArg::Static => Order::Static,
-                OrderArg::Desc => Order::Desc,
+                None => usual.order,
+                Some(OrderArg::None) => Order::None,
+                Some(OrderArg::Gar) => Order::Gar,
+                Some(OrderArg::Static) => Order::Static,
+                Some(OrderArg::Desc) => Order::Desc,
             },
             search: match self.search {
                 SearchArg::Minmax => Search::MinMax,
                 SearchArg::Mse => Search::Mse,
                 SearchArg::Hessian => Search::Hessian,
             },
-            damp: self.damp,
-            sweeps: self.sweeps,
+            damp: self.damp.unwrap_or(usual.damp),
+            sweeps: self.sweeps.unwrap_or(usual.sweeps),
             lm_head: self.lm_head,
             all_experts: self.all_experts,
             sequential: match self.sequential {
@@ -191,8 +203,25 @@ impl Args {
             },
             requantize: self.requantize,
             dynamic,
-            ..Recipe::default()
+            ..usual
         })
+    }
+
+    /// Refuses options that say nothing to methods that pass no errors on.
+    fn check_options(&self) -> Result<()> {
+        let method = match self.method {
+            MethodArg::Rtn => Method::Rtn,
+            MethodArg::Awq => Method::Awq,
+            MethodArg::Gptq | MethodArg::AwqGptq => return Ok(()),
+        };
+        // act-order forms other groups, whatever the method
+        let order = matches!(self.order, Some(OrderArg::None | OrderArg::Gar | OrderArg::Static));
+        for (option, given) in [("--damp", self.damp.is_some()), ("--sweeps", self.sweeps.is_some()), ("--order", order)] {
+            if given {
+                bail!("{option}: expected the method gptq or awq+gptq, found {}, where it does nothing; leave it out", method.name());
+            }
+        }
+        Ok(())
     }
 
     /// Calibration sequences, if there is a text.

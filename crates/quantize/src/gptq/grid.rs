@@ -47,6 +47,20 @@ fn round(x: f64) -> f64 {
     (x + SHIFT) - SHIFT
 }
 
+/// The number nearest to `value` that a float type holds.
+pub(crate) fn rounded(dtype: DType, value: f64) -> f64 {
+    match dtype {
+        DType::F16 => f16::from_f64(value).to_f64(),
+        DType::BF16 => bf16::from_f64(value).to_f64(),
+        _ => f64::from(value as f32),
+    }
+}
+
+/// The smallest and the largest of some weights and of 0.
+fn ends(w: &[f64]) -> (f64, f64) {
+    w.iter().fold((0.0, 0.0), |(l, h), &v| (l.min(v), h.max(v)))
+}
+
 impl Grid {
     /// The largest code.
     pub fn largest(&self) -> f64 {
@@ -66,26 +80,36 @@ impl Grid {
     /// A scale as the file will have it, never 0 and never infinite.
     pub fn store(&self, scale: f64) -> f64 {
         let (magnitude, sign) = (scale.abs(), if scale < 0.0 { -1.0 } else { 1.0 });
-        sign * match self.stored {
-            DType::F16 => f16::from_f64(magnitude.clamp(f16::MIN_POSITIVE.to_f64(), f16::MAX.to_f64())).to_f64(),
-            DType::BF16 => bf16::from_f64(magnitude.clamp(bf16::MIN_POSITIVE.to_f64(), bf16::MAX.to_f64())).to_f64(),
-            _ => f64::from((magnitude as f32).clamp(f32::MIN_POSITIVE, f32::MAX)),
-        }
+        let (least, most) = match self.stored {
+            DType::F16 => (f16::MIN_POSITIVE.to_f64(), f16::MAX.to_f64()),
+            DType::BF16 => (bf16::MIN_POSITIVE.to_f64(), bf16::MAX.to_f64()),
+            _ => (f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX)),
+        };
+        sign * rounded(self.stored, magnitude.clamp(least, most))
     }
 
     /// The step for the weights `w` of a group; `cost` says what a squared error of each costs in the output.
     pub fn fit(&self, w: &[f64], cost: &[f64], search: Search) -> Step {
-        let (low, high) = w.iter().fold((0.0f64, 0.0f64), |(l, h), &v| (l.min(v), h.max(v)));
+        let (low, high) = ends(w);
+        let plain = self.shrunk(w, 1.0);
         if low == 0.0 && high == 0.0 {
-            // nothing but zeros: any scale gives them back
-            return self.of_range(-1.0, 1.0);
+            return plain;
         }
-        let plain = if self.sym { self.of_range(-high.max(-low), high.max(-low)) } else { self.of_range(low, high) };
         match search {
             Search::MinMax => plain,
             Search::Mse => self.narrowed(w, low, high, plain),
             Search::Hessian if self.sym => self.best_symmetric(w, cost, high.max(-low), plain),
             Search::Hessian => self.best_asymmetric(w, cost, low, high, plain),
+        }
+    }
+
+    /// The step for a part of the range of `w`.
+    pub(crate) fn shrunk(&self, w: &[f64], part: f64) -> Step {
+        match ends(w) {
+            // nothing but zeros: any scale gives them back
+            (0.0, 0.0) => self.of_range(-1.0, 1.0),
+            (low, high) if self.sym => self.of_range(-high.max(-low) * part, high.max(-low) * part),
+            (low, high) => self.of_range(low * part, high * part),
         }
     }
 
@@ -95,7 +119,8 @@ impl Grid {
         Step { scale, zero: if self.sym { self.midpoint() } else { self.zero(round(-low / scale)) } }
     }
 
-    fn zero(&self, zero: f64) -> f64 {
+    /// A zero point that the file can hold.
+    pub(crate) fn zero(&self, zero: f64) -> f64 {
         zero.clamp(f64::from(self.lowest_zero), self.largest())
     }
 

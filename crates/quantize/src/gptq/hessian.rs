@@ -81,6 +81,15 @@ impl Hessian {
         (self.rows, self.dropped) = (rows, dropped);
     }
 
+    /// Divides each input of the rows that were seen.
+    ///
+    /// # Panics
+    /// If there are not as many divisors as inputs.
+    pub(crate) fn divide(&mut self, by: &[f64]) {
+        assert_eq!(by.len(), self.size, "a divisor for each input");
+        self.sum.chunks_exact_mut(self.size).zip(by).for_each(|(row, a)| row.iter_mut().zip(by).for_each(|(v, b)| *v /= a * b));
+    }
+
     /// Mean square of each input.
     pub fn diagonal(&self) -> Vec<f64> {
         let scale = self.scale();
@@ -186,7 +195,7 @@ mod tests {
         // then weights become their nearest levels, and the solution says so
         let grid = Grid { bits: 4, sym: true, signed: false, lowest_zero: 0, stored: DType::F16 };
         let (order, search) = (Order::None, Search::MinMax);
-        let settings = Settings { grid, group_size: None, order, search, damp: 0.01, propagate: true, sweeps: 2 };
+        let settings = Settings { grid, group_size: None, order, search, damp: 0.01, propagate: true, sweeps: 2, clip: false };
         let weight = [0.75, -0.33];
         let found = Prepared::new(&backend, &indefinite(5.0), &settings).solve(&backend, &weight, &settings);
         assert!(found.fallback && found.damp == 0.0);

@@ -6,8 +6,8 @@ use super::solve::{BLOCK, Problem, State};
 use billfish_kernels::{Backend, Matrix, Part};
 use rayon::prelude::*;
 
-/// Inputs of a group up to which its scale is fitted again; the curvature takes their number squared.
-const WIDEST: usize = 512;
+/// Inputs of a group up to which its scale is fitted to all of them together; the curvature takes their number squared.
+pub(crate) const WIDEST: usize = 512;
 
 /// Sweeps over all inputs. `original` are the weights, `[N, K]`, and `h` is the damped Hessian, `[K, K]`, both in the
 /// order of the visit.

@@ -28,6 +28,8 @@ pub struct Settings {
     pub propagate: bool,
     /// Sweeps of coordinate descent over codes and scales after the loop.
     pub sweeps: usize,
+    /// Whether scales are found before anything is rounded, by the error of a group's inputs together: AWQ's clip search.
+    pub clip: bool,
 }
 
 /// What was found. `K` inputs, `N` outputs, `G` groups.
@@ -50,7 +52,7 @@ pub struct Solution {
 }
 
 /// What is known of all columns: everything in the order of the visit.
-pub(super) struct Problem<'a> {
+pub(crate) struct Problem<'a> {
     pub settings: &'a Settings,
     pub visit: &'a Visit,
     pub k: usize,
@@ -58,10 +60,12 @@ pub(super) struct Problem<'a> {
     pub cost: &'a [f64],
     /// `[K, K]`, upper triangular; none if errors are not passed on.
     pub upper: Option<&'a [f64]>,
+    /// Whether steps are found before anything is rounded.
+    steps_first: bool,
 }
 
 /// The state of all columns, a row of `k` for each.
-pub(super) struct State {
+pub(crate) struct State {
     /// Weights as they are corrected, then levels times scales.
     pub w: Vec<f64>,
     /// Codes.
@@ -80,6 +84,8 @@ pub struct Prepared {
     factor: Option<Factor>,
     /// The damped Hessian in the order of the visit, where sweeps will want it.
     damped: Option<Vec<f64>>,
+    /// The Hessian in the order of the visit, where the clip search will want it.
+    plain: Option<Vec<f64>>,
     fallback: bool,
 }
 
@@ -102,7 +108,15 @@ impl Prepared {
             h
         });
         let dead = visit.input.iter().map(|&i| diagonal[i] == 0.0 && seen).collect();
-        Self { fallback: settings.propagate && factor.is_none(), visit, dead, cost, factor, damped }
+        let plain = (settings.clip && seen).then(|| hessian.ordered(&visit.input));
+        Self { plain, fallback: settings.propagate && factor.is_none(), visit, dead, cost, factor, damped }
+    }
+
+    /// What a squared error of each input costs once later ones have taken it up, in the order of the inputs.
+    pub(crate) fn costs(&self) -> Vec<f64> {
+        let mut costs = vec![0.0; self.cost.len()];
+        self.visit.input.iter().zip(&self.cost).for_each(|(&i, &c)| costs[i] = c);
+        costs
     }
 
     /// Quantizes `weight`, `[N, K]`. Inputs that are always zero get zero weights.
@@ -121,11 +135,14 @@ impl Prepared {
         };
         let original: Vec<f64> = weight.par_chunks(k).flat_map_iter(ordered).collect();
         let upper = self.factor.as_ref().map(|f| f.upper.as_slice());
-        let problem = Problem { settings, visit: &self.visit, k, cost: &self.cost, upper };
+        let steps_first = self.plain.is_some() || !settings.order.in_runs();
+        let problem = Problem { settings, visit: &self.visit, k, cost: &self.cost, upper, steps_first };
         let mut state =
             State { w: original.clone(), codes: vec![0; n * k], steps: vec![Step { scale: 1.0, zero: 0.0 }; n * self.visit.groups] };
-        if !settings.order.in_runs() {
-            problem.steps_first(&mut state);
+        match &self.plain {
+            Some(h) => crate::awq::clipped_steps(backend, &problem, h, &mut state),
+            None if steps_first => problem.steps_first(&mut state),
+            None => {}
         }
         for from in (0..k).step_by(BLOCK) {
             problem.block(backend, &mut state, from, (from + BLOCK).min(k));
@@ -146,13 +163,16 @@ pub fn solve(backend: &Backend, weight: &[f32], hessian: &Hessian, settings: &Se
 }
 
 impl Problem<'_> {
+    /// The positions of each group.
+    pub(crate) fn members(&self) -> Vec<Vec<usize>> {
+        let mut members = vec![vec![]; self.visit.groups];
+        self.visit.group.iter().enumerate().for_each(|(at, &g)| members[g].push(at));
+        members
+    }
+
     /// Finds the steps of all groups from the weights as they are.
     fn steps_first(&self, state: &mut State) {
-        let members: Vec<Vec<usize>> = {
-            let mut members = vec![vec![]; self.visit.groups];
-            self.visit.group.iter().enumerate().for_each(|(at, &g)| members[g].push(at));
-            members
-        };
+        let members = self.members();
         state.steps.par_chunks_mut(self.visit.groups).zip(state.w.par_chunks(self.k)).for_each(|(steps, w)| {
             for (step, members) in steps.iter_mut().zip(&members) {
                 let (w, cost): (Vec<f64>, Vec<f64>) = members.iter().map(|&at| (w[at], self.cost[at])).unzip();
@@ -180,7 +200,7 @@ impl Problem<'_> {
         for at in from..to {
             let group = self.visit.group[at];
             let begins = at == 0 || self.visit.group[at - 1] != group;
-            if begins && self.settings.order.in_runs() {
+            if begins && !self.steps_first {
                 let end = (at..self.k).find(|&i| self.visit.group[i] != group).unwrap_or(self.k);
                 steps[group] = grid.fit(&w[at..end], &self.cost[at..end], self.settings.search);
             }

@@ -9,7 +9,7 @@ use super::predictions::divergences;
 use crate::finite::check_finite;
 use crate::gptq::{Hessian, Prepared, Settings};
 use crate::hidden::batches;
-use crate::pipeline::dense_weight;
+use crate::module::dense_weight;
 use crate::{QuantizeError, Recipe, module_bytes};
 use billfish_formats::{Checkpoint, Dynamic};
 use billfish_kernels::{Activations, Backend, Matrix, PackedDense, Part, Weight};
@@ -221,8 +221,8 @@ impl Running<'_> {
             let mut hessians: Vec<Hessian> = groups.iter().map(|g| Hessian::new(g.first().map_or(0, |l| l.in_features))).collect();
             for (sequences, tokens) in batches(self.lengths) {
                 let rows = &rows[tokens.start * hidden..tokens.end * hidden];
-                let add = &mut |group: usize, inputs: &[f32]| hessians[group].add(&job.backend, inputs);
-                layer.observe(rows, &self.lengths[sequences], step, job.recipe.all_experts, add);
+                let add = &mut |_: usize, group: usize, inputs: &[f32]| hessians[group].add(&job.backend, inputs);
+                layer.observe(rows, &self.lengths[sequences], step..step + 1, job.recipe.all_experts, &|_, _| true, add);
             }
             let all: Vec<(Vec<Linear>, Hessian)> = groups.into_iter().zip(hessians).collect();
             // experts of a layer are one unit in both steps in which they are

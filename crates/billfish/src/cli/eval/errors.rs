@@ -3,7 +3,7 @@
 use super::super::GateFailed;
 use super::super::options::{count_bar, isa_from_env};
 use super::read_text;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use billfish::{CalibrationOptions, OpenOptions, read_calibration};
 use billfish_formats::Checkpoint;
 use billfish_quantize::{Deviation, ModuleQuality, Recheck, Sequential, recheck};
@@ -45,10 +45,6 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let path = args.model.join("quant_report.json");
     let report: Value = serde_json::from_str(&read_text(&path)?).with_context(|| path.display().to_string())?;
-    if report["method"].as_str().is_none_or(|method| method.contains("awq")) {
-        let found = &report["method"];
-        bail!("{}: expected the method rtn or gptq, found {found}; scales that moved to other tensors are not taken back", path.display());
-    }
     let reported: Vec<ModuleQuality> = serde_json::from_value(report["modules"].clone())
         .with_context(|| format!("{}: expected the modules of this version's reports; quantize the folder again", path.display()))?;
     let (stored, base) = (Checkpoint::open(&args.model)?, Checkpoint::open(&args.base)?);
