@@ -46,11 +46,12 @@ pub(crate) struct Finish {
 }
 
 impl Finish {
-    pub fn new(reason: FinishReason, stop: Option<StopCause>) -> Finish {
+    pub fn new(app: &App, reason: FinishReason, stop: Option<StopCause>) -> Finish {
         let stop = match stop {
             Some(StopCause::Text(text)) => text.into(),
-            Some(StopCause::Token(token)) => token.into(),
-            None => Value::Null,
+            // a model's own end needs no mention
+            Some(StopCause::Token(token)) if !app.model.tokenizer.eos_ids().contains(&token) => token.into(),
+            _ => Value::Null,
         };
         Finish { reason: if reason == FinishReason::Length { "length" } else { "stop" }, stop }
     }
@@ -127,7 +128,7 @@ impl Answer {
                 Happened::End { choice, text, reason, stop } => {
                     let choice = &mut answer.choices[prompt * n + choice];
                     choice.text.push_str(&text);
-                    choice.finish = Some(Finish::new(reason, stop));
+                    choice.finish = Some(Finish::new(app, reason, stop));
                 }
                 Happened::Failed(e) => return Err(e.into()),
             }

@@ -108,4 +108,9 @@ pub struct ServedModel {
     pub fingerprint: String,
     /// How tool calls are written; found out from the template if not said.
     pub tool_dialect: Option<Dialect>,
+    /// Looks at the model's files for `/v1/inspect`: an object with `inspect` and `doctor`.
+    pub inspection: Option<Inspection>,
 }
+
+/// Looks at a model's files.
+pub type Inspection = Box<dyn Fn() -> Result<serde_json::Value, String> + Send + Sync>;

@@ -126,8 +126,7 @@ impl ApiError {
     /// No key, or a wrong one.
     pub fn unauthorized() -> ApiError {
         let message = "a valid API key is needed: send it as `Authorization: Bearer KEY`";
-        ApiError::new(StatusCode::UNAUTHORIZED, "invalid_request_error", Some("invalid_api_key"), message)
-            .with(WWW_AUTHENTICATE, "Bearer")
+        ApiError::new(StatusCode::UNAUTHORIZED, "invalid_request_error", Some("invalid_api_key"), message).with(WWW_AUTHENTICATE, "Bearer")
     }
 
     pub fn origin() -> ApiError {
@@ -164,12 +163,22 @@ impl ApiError {
     }
 }
 
+impl From<billfish_text::TextError> for ApiError {
+    fn from(e: billfish_text::TextError) -> ApiError {
+        ApiError::bad_request(e.to_string())
+    }
+}
+
 impl From<EngineError> for ApiError {
     fn from(e: EngineError) -> ApiError {
         match e {
             EngineError::EmptyPrompt => ApiError::bad_request(e.to_string()),
             EngineError::Sampling(e) => ApiError::bad_request(e.to_string()),
             EngineError::Text(e) => ApiError::bad_request(e.to_string()),
+            EngineError::Parameter { name, .. } => ApiError::field(name, e.to_string()),
+            EngineError::TooLong { .. } => ApiError::context("prompt", e.to_string()),
+            EngineError::Constraint(_) => ApiError::bad_request(e.to_string()),
+            EngineError::QueueFull { .. } => ApiError::busy(e.to_string()),
             e => ApiError::internal(e.to_string()),
         }
     }
@@ -181,7 +190,7 @@ impl IntoResponse for ApiError {
         let mut response = Response::new(axum::body::Body::new(body));
         *response.status_mut() = self.status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response.headers_mut().extend(self.headers.into_iter().map(|(n, v)| (Some(n), v)).collect::<hyper::HeaderMap>());
+        response.headers_mut().extend(self.headers);
         response
     }
 }

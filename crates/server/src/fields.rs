@@ -21,11 +21,10 @@ pub(crate) enum Rule {
 pub(crate) type Field = (&'static str, Rule);
 
 /// A JSON object of a request, with its path.
-#[derive(Clone, Copy)]
 pub(crate) struct Fields<'v> {
     map: &'v Map<String, Value>,
     /// Path of the object, ending in a dot; empty at the top.
-    path: &'v str,
+    path: String,
 }
 
 /// What a value is, for messages.
@@ -77,9 +76,9 @@ pub(crate) fn number(path: &str, value: &Value, range: &RangeInclusive<f64>) -> 
 
 impl<'v> Fields<'v> {
     /// The fields of an object at `path` (ending in a dot, or empty).
-    pub fn new(value: &'v Value, path: &'v str) -> Result<Self, ApiError> {
+    pub fn new(value: &'v Value, path: &str) -> Result<Self, ApiError> {
         match value {
-            Value::Object(map) => Ok(Fields { map, path }),
+            Value::Object(map) => Ok(Fields { map, path: path.into() }),
             _ if path.is_empty() => Err(ApiError::bad_request(format!("the body: expected a JSON object, found {}", kind(value)))),
             _ => Err(expected(path.trim_end_matches('.'), "an object", value)),
         }

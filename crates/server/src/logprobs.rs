@@ -77,7 +77,8 @@ impl TextLogprobs {
 
 /// `prompt_logprobs`, as vLLM has them: an object of tokens by id for each token of the prompt, null for the first.
 pub(crate) fn prompt(tokenizer: &Tokenizer, list: &[Option<TokenLogprob>]) -> Value {
-    let one = |token: u32, logprob: f32, rank: usize| json!({"logprob": number(logprob), "rank": rank, "decoded_token": text(tokenizer, token)});
+    let one =
+        |token: u32, logprob: f32, rank: usize| json!({"logprob": number(logprob), "rank": rank, "decoded_token": text(tokenizer, token)});
     let each = |l: &Option<TokenLogprob>| match l {
         None => Value::Null,
         Some(l) => {

@@ -119,9 +119,13 @@ impl Params {
         if repetition_penalty == 0.0 {
             return Err(ApiError::field("repetition_penalty", "`repetition_penalty`: expected a number above 0, found 0"));
         }
-        let mut logit_bias = logit_bias(f, vocab)?;
-        logit_bias.extend(bad_words(app, f)?);
-        let allowed_tokens = f.array("allowed_token_ids")?.map(|list| tokens("allowed_token_ids", list, vocab)).transpose()?;
+        let logit_bias = logit_bias(f, vocab)?;
+        let mut allowed_tokens = f.array("allowed_token_ids")?.map(|list| tokens("allowed_token_ids", list, vocab)).transpose()?;
+        let banned = bad_words(app, f)?;
+        if !banned.is_empty() {
+            let allowed = allowed_tokens.unwrap_or_else(|| (0..vocab as u32).collect());
+            allowed_tokens = Some(allowed.into_iter().filter(|t| !banned.contains(t)).collect());
+        }
         if allowed_tokens.as_ref().is_some_and(Vec::is_empty) {
             return Err(ApiError::field("allowed_token_ids", "`allowed_token_ids`: expected at least one token, found none"));
         }
@@ -143,6 +147,7 @@ impl Params {
         };
         let prompt_logprobs = f.count("prompt_logprobs", 0..=app.config.max_logprobs)?;
         let stream = stream_options(f)?;
+        // with `echo`, logprobs of the prompt are part of the stream
         if stream.is_some() && prompt_logprobs.is_some() {
             return Err(ApiError::unsupported("prompt_logprobs", "`prompt_logprobs` is not available with `stream`"));
         }
@@ -259,7 +264,7 @@ fn logit_bias(f: &Fields<'_>, vocab: usize) -> Result<Vec<(u32, f32)>, ApiError>
 }
 
 /// Words that must not come: each must be one token, with or without a space before it.
-fn bad_words(app: &App, f: &Fields<'_>) -> Result<Vec<(u32, f32)>, ApiError> {
+fn bad_words(app: &App, f: &Fields<'_>) -> Result<Vec<u32>, ApiError> {
     let Some(list) = f.array("bad_words")? else { return Ok(vec![]) };
     let mut banned = vec![];
     for word in strings("bad_words", at_most("bad_words", list, MOST_ENTRIES)?)? {
@@ -267,7 +272,7 @@ fn bad_words(app: &App, f: &Fields<'_>) -> Result<Vec<(u32, f32)>, ApiError> {
         let mut found = false;
         for text in [word.clone(), format!(" {word}")] {
             if let [token] = app.model.tokenizer.encode(&text, false)?[..] {
-                banned.push((token, f32::NEG_INFINITY));
+                banned.push(token);
                 found = true;
             }
         }

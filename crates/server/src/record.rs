@@ -4,6 +4,7 @@ use crate::app::App;
 use crate::control::Busy;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use serde_json::{Value, json};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -57,6 +58,25 @@ impl LogLine {
     }
 }
 
+impl LogLine {
+    /// As a JSON object on a line.
+    pub fn json(&self) -> Value {
+        json!({
+            "request_id": self.request_id,
+            "client": self.client,
+            "method": self.method,
+            "path": self.path,
+            "status": self.status,
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+            "complete": self.complete,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "note": self.note,
+        })
+    }
+}
+
 /// A value as one word: in quotes if it must be. Control characters are escaped, so that a client cannot write lines.
 fn quoted(text: &str) -> String {
     match text.bytes().all(|b| b.is_ascii_graphic() && !b"\"=\\".contains(&b)) && !text.is_empty() {
@@ -83,10 +103,6 @@ impl Record {
 
     pub fn note(&self, change: impl FnOnce(&mut LogLine)) {
         change(&mut self.0.line.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    pub fn id(&self) -> String {
-        self.0.line.lock().unwrap_or_else(PoisonError::into_inner).request_id.clone()
     }
 }
 

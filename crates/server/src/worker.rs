@@ -9,11 +9,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// What is told to the engine.
 enum Command {
-    Submit { submission: Box<Submission>, tag: usize, events: UnboundedSender<Event>, reply: oneshot::Sender<Result<RequestId, EngineError>> },
+    Submit {
+        submission: Box<Submission>,
+        tag: usize,
+        events: UnboundedSender<Event>,
+        reply: oneshot::Sender<Result<RequestId, EngineError>>,
+    },
     Abort(RequestId),
     Stop,
 }
@@ -25,6 +30,7 @@ pub(crate) type Event = (usize, Happened);
 pub(crate) struct Worker {
     commands: Sender<Command>,
     state: Arc<Mutex<State>>,
+    over: watch::Receiver<bool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -55,13 +61,14 @@ impl Worker {
         let (commands, receiver) = channel();
         let state = Arc::new(Mutex::new(State { stats: engine.stats(), failed: None }));
         let shared = Arc::clone(&state);
+        let (end, over) = watch::channel(false);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
             // a panic in the engine ends this thread and leaves a message for everyone who asks
-            let mut mark = Mark { state: shared, why: Some("it panicked".into()) };
+            let mut mark = Mark { state: shared, why: Some("it panicked".into()), end };
             let why = Loop { engine, commands: receiver, open: HashMap::new(), metrics, state: &mark.state.clone() }.run();
             mark.why = why;
         })?;
-        Ok(Worker { commands, state, thread: Mutex::new(Some(thread)) })
+        Ok(Worker { commands, state, over, thread: Mutex::new(Some(thread)) })
     }
 
     /// What the engine is doing, as of its last step.
@@ -72,6 +79,12 @@ impl Worker {
     /// Why the engine stopped, if it did.
     pub fn failed(&self) -> Option<String> {
         self.state().failed.clone()
+    }
+
+    /// Returns once the thread has ended.
+    pub async fn ended(&self) {
+        // a sender that is gone has ended too
+        let _ = self.over.clone().wait_for(|over| *over).await;
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -113,11 +126,13 @@ impl Worker {
 struct Mark {
     state: Arc<Mutex<State>>,
     why: Option<String>,
+    end: watch::Sender<bool>,
 }
 
 impl Drop for Mark {
     fn drop(&mut self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).failed = self.why.take();
+        self.end.send_replace(true);
     }
 }
 

@@ -18,13 +18,8 @@ pub(crate) enum Ended {
     Error,
 }
 
-const ENDS: [(Ended, &str); 5] = [
-    (Ended::Stop, "stop"),
-    (Ended::Length, "length"),
-    (Ended::Abort, "abort"),
-    (Ended::Deadline, "deadline"),
-    (Ended::Error, "error"),
-];
+const ENDS: [(Ended, &str); 5] =
+    [(Ended::Stop, "stop"), (Ended::Length, "length"), (Ended::Abort, "abort"), (Ended::Deadline, "deadline"), (Ended::Error, "error")];
 
 /// All that is counted outside of the engine.
 #[derive(Debug)]
@@ -101,9 +96,9 @@ impl Metrics {
         let mut page = Page { out: String::new(), labels: &self.labels };
         page.gauge("num_requests_running", "Choices that are being generated.", stats.running as f64);
         page.gauge("num_requests_waiting", "Choices that wait for their turn.", stats.waiting as f64);
-        let usage = if stats.blocks_total == 0 { 0.0 } else { stats.blocks_used as f64 / stats.blocks_total as f64 };
+        let usage = if stats.blocks == 0 { 0.0 } else { stats.blocks_used as f64 / stats.blocks as f64 };
         page.gauge("kv_cache_usage_perc", "Part of the KV cache in use, 1 is all of it.", usage);
-        page.gauge("kv_cache_blocks_total", "Blocks of the KV cache.", stats.blocks_total as f64);
+        page.gauge("kv_cache_blocks_total", "Blocks of the KV cache.", stats.blocks as f64);
         page.gauge("kv_cache_blocks_cached", "Blocks that hold a prefix for later requests.", stats.blocks_cached as f64);
         page.counter("prompt_tokens_total", "Tokens of prompts.", counts.prompt_tokens);
         page.counter("generation_tokens_total", "Tokens generated.", counts.generation_tokens);

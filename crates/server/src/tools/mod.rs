@@ -243,8 +243,13 @@ mod tests {
     fn llama() {
         let check = |text, expected: &[_]| every_way(Dialect::Llama, text, expected);
         check("{\"name\": \"weather\", \"parameters\": {\"city\": \"Kiel\"}}", &[("weather", "{\"city\":\"Kiel\"}")]);
-        check("<|python_tag|>{\"name\": \"time\", \"parameters\": {}}; {\"name\": \"time\", \"parameters\": {}}", &[("time", "{}"), ("time", "{}")]);
-        for kept in ["Hello {\"name\": \"time\"}", "{\"name\": \"other\", \"parameters\": {}}", "{broken", "{\"name\": \"time\"", "<|python", "[1]"] {
+        check(
+            "<|python_tag|>{\"name\": \"time\", \"parameters\": {}}; {\"name\": \"time\", \"parameters\": {}}",
+            &[("time", "{}"), ("time", "{}")],
+        );
+        for kept in
+            ["Hello {\"name\": \"time\"}", "{\"name\": \"other\", \"parameters\": {}}", "{broken", "{\"name\": \"time\"", "<|python", "[1]"]
+        {
             check(kept, &[("", kept)]);
         }
         check("{\"name\": \"time\"} and more", &[("time", "{}"), ("", "and more")]);
@@ -257,9 +262,18 @@ mod tests {
             "[TOOL_CALLS] [{\"name\": \"weather\", \"arguments\": {\"c\": \"]\"}}, {\"name\": \"time\", \"arguments\": {}}]",
             &[("weather", "{\"c\":\"]\"}"), ("time", "{}")],
         );
-        check("Sure. [TOOL_CALLS]weather[ARGS]{\"c\": 1}[TOOL_CALLS]time[ARGS]{}", &[("", "Sure."), ("weather", "{\"c\":1}"), ("time", "{}")]);
+        check(
+            "Sure. [TOOL_CALLS]weather[ARGS]{\"c\": 1}[TOOL_CALLS]time[ARGS]{}",
+            &[("", "Sure."), ("weather", "{\"c\":1}"), ("time", "{}")],
+        );
         check("[TOOL_CALLS]weather[CALL_ID]abcdefghi[ARGS]{\"c\": 1}", &[("weather", "{\"c\":1}")]);
-        for kept in ["no call", "[TOOL_CALLS]other[ARGS]{}", "[TOOL_CALLS][{\"name\": \"other\"}]", "[TOOL_CALLS] [1,", "[TOOL_CALLS]weather[ARGS]{\"c\""] {
+        for kept in [
+            "no call",
+            "[TOOL_CALLS]other[ARGS]{}",
+            "[TOOL_CALLS][{\"name\": \"other\"}]",
+            "[TOOL_CALLS] [1,",
+            "[TOOL_CALLS]weather[ARGS]{\"c\"",
+        ] {
             check(kept, &[("", kept)]);
         }
     }

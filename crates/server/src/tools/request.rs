@@ -27,8 +27,7 @@ pub(crate) struct Tools {
 }
 
 const TOOL: &[Field] = &[("type", Rule::Used), ("function", Rule::Used)];
-const FUNCTION: &[Field] =
-    &[("name", Rule::Used), ("description", Rule::Used), ("parameters", Rule::Used), ("strict", Rule::Used)];
+const FUNCTION: &[Field] = &[("name", Rule::Used), ("description", Rule::Used), ("parameters", Rule::Used), ("strict", Rule::Used)];
 
 impl Tools {
     /// Reads `tools`, `tool_choice` and `parallel_tool_calls`.
