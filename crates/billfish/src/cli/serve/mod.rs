@@ -197,7 +197,7 @@ mod tests {
         let settings = Args::from_arg_matches(&matches).unwrap().resolve(|_| None).unwrap();
         let open = open_options(&settings).unwrap();
         config(&settings).unwrap();
-        log(settings.text("log").unwrap());
+        log(settings.text("log").unwrap())(&LogLine::default());
         let checkpoint = folder(&settings).open(settings.text("model").map(Path::new)).unwrap();
         let loaded = load(&checkpoint, &open).unwrap();
         serve(loaded, &checkpoint, &settings, EngineOptions { kv_cache_memory: 64 << 20, ..engine_options(&settings) }).unwrap();
