@@ -50,7 +50,7 @@ pub(crate) fn sampling(checkpoint: &Checkpoint) -> Result<(SamplingParams, Optio
         top_p: number("top_p", 0.95)?,
         min_p: number("min_p", 0.0)?,
         repetition_penalty: number("repetition_penalty", 1.0)?,
-        seed: 0,
+        ..SamplingParams::default()
     };
     left.retain(|k| *k != "do_sample");
     match config.get("do_sample") {

@@ -25,7 +25,9 @@ pub mod machine;
 mod summary;
 mod vllm;
 
-pub use billfish_engine::{BatchEvent, Completion, FinishReason, PREFILL_CHUNK, Request, SamplingParams, Session, generate_batch};
+pub use billfish_engine::{
+    Completion, Engine, EngineOptions, FinishReason, Happened, PREFILL_CHUNK, Request, SamplingParams, Session, Submission,
+};
 pub use billfish_formats::Checkpoint;
 pub use billfish_kernels::{Activations, Isa, KvType};
 pub use billfish_models::Progress;

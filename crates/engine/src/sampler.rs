@@ -1,7 +1,7 @@
 //! The choice of the next token.
 //!
-//! The steps and their order are those of Hugging Face's text generation: repetition penalty, temperature, top-k, softmax,
-//! top-p, min-p. Here every step has one answer:
+//! The steps and their order are those of Hugging Face's text generation: bias, penalties (repetition, then frequency and
+//! presence), mask, temperature, top-k, softmax, top-p, min-p. Here every step has one answer:
 //!
 //! - **Ties** go to the lowest id, in argmax, top-k and top-p alike; top-k keeps exactly k tokens.
 //! - **Temperature 0** is argmax of the penalised logits.
@@ -11,7 +11,7 @@
 //!   equal logits and an equal seed give equal tokens on every machine.
 //! - A NaN or an infinite logit is an error, never a token. Minus infinity is legal: that token is forbidden.
 
-mod exp;
+pub(crate) mod exp;
 mod rng;
 
 use rng::Rng;
@@ -31,13 +31,32 @@ pub struct SamplingParams {
     /// Makes tokens that occurred less likely (above 1) or more (below 1): divides a positive logit, multiplies a negative
     /// one, once however often the token occurred. 1 changes nothing.
     pub repetition_penalty: f32,
+    /// Taken off the logit of each generated token, once however often it occurred; −2 to 2.
+    pub presence_penalty: f32,
+    /// Taken off the logit of each generated token as often as it occurred; −2 to 2.
+    pub frequency_penalty: f32,
+    /// Numbers from −100 to 100 that are added to the logits of some tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The only tokens that may be chosen, if there are any such.
+    pub allowed_tokens: Option<Vec<u32>>,
     /// The seed of the random numbers.
     pub seed: u64,
 }
 
 impl Default for SamplingParams {
     fn default() -> Self {
-        SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        SamplingParams {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            allowed_tokens: None,
+            seed: 0,
+        }
     }
 }
 
@@ -56,12 +75,38 @@ impl SamplingParams {
             true => Ok(()),
             false => Err(SamplingError::Parameter { name, expected, found: found.to_string() }),
         };
-        let SamplingParams { temperature, top_k: _, top_p, min_p, repetition_penalty, seed: _ } = *self;
+        let &SamplingParams { temperature, top_k: _, top_p, min_p, repetition_penalty, .. } = self;
         check("temperature", temperature.is_finite() && temperature >= 0.0, "a finite number of at least 0", temperature)?;
         check("top_p", top_p > 0.0 && top_p <= 1.0, "a number above 0 and up to 1", top_p)?;
         check("min_p", (0.0..=1.0).contains(&min_p), "a number from 0 to 1", min_p)?;
         let positive = repetition_penalty.is_finite() && repetition_penalty > 0.0;
-        check("repetition_penalty", positive, "a finite number above 0", repetition_penalty)
+        check("repetition_penalty", positive, "a finite number above 0", repetition_penalty)?;
+        for (name, value) in [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)] {
+            check(name, (-2.0..=2.0).contains(&value), "a number from -2 to 2", value)?;
+        }
+        for &(_, bias) in &self.logit_bias {
+            check("logit_bias", (-100.0..=100.0).contains(&bias), "numbers from -100 to 100", bias)?;
+        }
+        match &self.allowed_tokens {
+            Some(allowed) if allowed.is_empty() => {
+                let (name, expected) = ("allowed_tokens", "at least one token");
+                Err(SamplingError::Parameter { name, expected, found: "none".into() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that all tokens that the parameters name have a logit among `vocab`.
+    ///
+    /// # Errors
+    /// The first that has none.
+    pub fn check_tokens(&self, vocab: usize) -> Result<(), SamplingError> {
+        let biased = self.logit_bias.iter().map(|(token, _)| ("logit_bias", *token));
+        let allowed = self.allowed_tokens.iter().flatten().map(|token| ("allowed_tokens", *token));
+        match biased.chain(allowed).find(|(_, token)| *token as usize >= vocab) {
+            Some((name, token)) => Err(SamplingError::Token { name, token, vocab }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -92,6 +137,16 @@ pub enum SamplingError {
         /// How many logits there are.
         vocab: usize,
     },
+    /// A parameter names a token that the model does not have.
+    #[error("{name}: expected tokens below {vocab}, found {token}; correct the parameter")]
+    Token {
+        /// The parameter.
+        name: &'static str,
+        /// The token.
+        token: u32,
+        /// How many logits there are.
+        vocab: usize,
+    },
     /// The history holds a token that the model does not know.
     #[error("history: expected tokens below {vocab}, found {token}; the tokenizer belongs to another model")]
     History {
@@ -118,8 +173,10 @@ pub struct Sampler {
     rng: Rng,
     candidates: Vec<Candidate>,
     kept: Vec<Probability>,
-    /// One bit a token: did it occur? All clear between steps.
-    seen: Vec<u64>,
+    /// How often each token occurred. All 0 between steps.
+    counts: Vec<u32>,
+    /// The logits of the allowed tokens.
+    allowed: Vec<f32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -144,9 +201,18 @@ impl Sampler {
     /// # Errors
     /// A parameter outside its range.
     pub fn new(params: SamplingParams) -> Result<Sampler, SamplingError> {
+        Sampler::of_choice(params, 0)
+    }
+
+    /// The sampler of one of several choices for the same prompt: each has random numbers of its own, the first those of
+    /// [`new`](Self::new).
+    ///
+    /// # Errors
+    /// A parameter outside its range.
+    pub fn of_choice(params: SamplingParams, choice: u64) -> Result<Sampler, SamplingError> {
         params.validate()?;
-        let rng = Rng::new(params.seed);
-        Ok(Sampler { params, rng, candidates: Vec::new(), kept: Vec::new(), seen: Vec::new() })
+        let rng = Rng::stream(params.seed, choice);
+        Ok(Sampler { params, rng, candidates: Vec::new(), kept: Vec::new(), counts: Vec::new(), allowed: Vec::new() })
     }
 
     /// The parameters.
@@ -154,18 +220,18 @@ impl Sampler {
         &self.params
     }
 
-    /// Chooses the next token. `logits` `[vocab]` are penalised in place; `history` is the prompt and all tokens since.
+    /// Chooses the token that follows `prompt` and the tokens `generated` since. `logits` `[vocab]` are penalised in place.
     ///
     /// Draws one random number unless the temperature is 0.
     ///
     /// # Errors
-    /// A logit that is NaN or infinite, no token that is allowed, a token in the history without a logit.
-    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32, SamplingError> {
+    /// A logit that is NaN or infinite, no token that is allowed, a token of the history or of the parameters without a logit.
+    pub fn sample(&mut self, logits: &mut [f32], prompt: &[u32], generated: &[u32]) -> Result<u32, SamplingError> {
         if self.params.temperature == 0.0 {
-            self.penalise(logits, history)?;
+            self.penalise(logits, prompt, generated)?;
             return argmax(logits).map(|(token, _)| token);
         }
-        self.filter(logits, history)?;
+        self.filter(logits, prompt, generated)?;
         let target = self.rng.next_unit();
         let mut mass = 0.0;
         for kept in &self.kept {
@@ -184,14 +250,14 @@ impl Sampler {
     ///
     /// # Errors
     /// As [`sample`](Self::sample).
-    pub fn probabilities(&mut self, logits: &mut [f32], history: &[u32]) -> Result<&[Probability], SamplingError> {
-        self.filter(logits, history)?;
+    pub fn probabilities(&mut self, logits: &mut [f32], prompt: &[u32], generated: &[u32]) -> Result<&[Probability], SamplingError> {
+        self.filter(logits, prompt, generated)?;
         Ok(&self.kept)
     }
 
     /// Fills `kept`.
-    fn filter(&mut self, logits: &mut [f32], history: &[u32]) -> Result<(), SamplingError> {
-        self.penalise(logits, history)?;
+    fn filter(&mut self, logits: &mut [f32], prompt: &[u32], generated: &[u32]) -> Result<(), SamplingError> {
+        self.penalise(logits, prompt, generated)?;
         let (best, max) = argmax(logits)?;
         self.kept.clear();
         if self.params.temperature == 0.0 {
@@ -202,7 +268,7 @@ impl Sampler {
         let allowed = logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
         self.candidates.extend(allowed.map(|(token, &logit)| Candidate { token: token as u32, logit, weight: 0.0 }));
 
-        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
+        let &SamplingParams { temperature, top_k, top_p, min_p, .. } = &self.params;
         if top_k > 0 && top_k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(top_k - 1, Candidate::order);
             self.candidates.truncate(top_k);
@@ -226,28 +292,55 @@ impl Sampler {
         Ok(())
     }
 
-    fn penalise(&mut self, logits: &mut [f32], history: &[u32]) -> Result<(), SamplingError> {
-        let penalty = self.params.repetition_penalty;
-        if penalty == 1.0 {
-            return Ok(());
-        }
+    /// Bias, penalties and mask, in place.
+    fn penalise(&mut self, logits: &mut [f32], prompt: &[u32], generated: &[u32]) -> Result<(), SamplingError> {
+        let Sampler { params, counts, allowed, .. } = self;
         let vocab = logits.len();
-        if let Some(&token) = history.iter().find(|token| **token as usize >= vocab) {
-            return Err(SamplingError::History { token, vocab });
+        params.check_tokens(vocab)?;
+        params.logit_bias.iter().for_each(|&(token, bias)| change(&mut logits[token as usize], |l| l + bias));
+
+        let penalty = params.repetition_penalty;
+        let (presence, frequency) = (params.presence_penalty, params.frequency_penalty);
+        let history = || prompt.iter().chain(generated);
+        if penalty != 1.0 || presence != 0.0 || frequency != 0.0 {
+            if let Some(&token) = history().find(|token| **token as usize >= vocab) {
+                return Err(SamplingError::History { token, vocab });
+            }
+            counts.resize(vocab.max(counts.len()), 0);
         }
-        self.seen.resize(vocab.div_ceil(64).max(self.seen.len()), 0);
-        for &token in history {
-            let (word, bit) = (token as usize / 64, 1_u64 << (token % 64));
-            if self.seen[word] & bit == 0 {
-                self.seen[word] |= bit;
-                let logit = &mut logits[token as usize];
-                let penalised = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
-                // Only the penalty may overflow; an infinity of the model must stay one.
-                *logit = if logit.is_finite() { penalised.clamp(f32::MIN, f32::MAX) } else { *logit };
+        if penalty != 1.0 {
+            for &token in history() {
+                let token = token as usize;
+                if counts[token] == 0 {
+                    counts[token] = 1;
+                    change(&mut logits[token], |l| if l < 0.0 { l * penalty } else { l / penalty });
+                }
+            }
+            history().for_each(|token| counts[*token as usize] = 0);
+        }
+        if presence != 0.0 || frequency != 0.0 {
+            generated.iter().for_each(|token| counts[*token as usize] += 1);
+            for &token in generated {
+                let count = std::mem::take(&mut counts[token as usize]);
+                if count > 0 {
+                    change(&mut logits[token as usize], |l| l - frequency * count as f32 - presence);
+                }
             }
         }
-        history.iter().for_each(|token| self.seen[*token as usize / 64] = 0);
+        if let Some(tokens) = &params.allowed_tokens {
+            allowed.clear();
+            allowed.extend(tokens.iter().map(|token| logits[*token as usize]));
+            logits.fill(f32::NEG_INFINITY);
+            tokens.iter().zip(&*allowed).for_each(|(token, logit)| logits[*token as usize] = *logit);
+        }
         Ok(())
+    }
+}
+
+/// Changes a logit. Only the change may overflow: an infinity of the model must stay one.
+fn change(logit: &mut f32, to: impl Fn(f32) -> f32) {
+    if logit.is_finite() {
+        *logit = to(*logit).clamp(f32::MIN, f32::MAX);
     }
 }
 

@@ -1,10 +1,10 @@
 //! One sequence: its tokens, its cache, and the loop that makes it longer.
 
-use crate::turn::Turn;
-use crate::{EngineError, SamplingParams};
+use crate::answer::{Answer, Ending, Rules};
+use crate::{EngineError, FinishReason, SamplingParams};
 use billfish_models::{Cache, Logits, Model, RESERVED_AHEAD, Scratch};
 use billfish_text::Tokenizer;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Tokens of a prompt that run at once: enough to reach the arithmetic peak, few enough to keep the buffers small.
@@ -27,24 +27,18 @@ pub struct Request<'a> {
     pub cancel: Option<&'a AtomicBool>,
 }
 
-/// Why a completion ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model ended it, or a stop text came.
-    Stop,
-    /// `max_tokens` were generated.
-    Length,
-    /// The caller cancelled.
-    Cancelled,
-}
-
-impl FinishReason {
-    /// Its name on the wire: `stop`, `length` or `cancelled`.
-    pub fn name(self) -> &'static str {
-        match self {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-            FinishReason::Cancelled => "cancelled",
+impl<'a> Request<'a> {
+    /// What ends it, and what of it is text.
+    pub(crate) fn rules(&self) -> Rules<'a> {
+        Rules {
+            max_tokens: self.max_tokens,
+            min_tokens: 0,
+            stop: self.stop,
+            include_stop: false,
+            stop_token_ids: &[],
+            ignore_eos: self.ignore_eos,
+            skip_special_tokens: true,
+            logprobs: None,
         }
     }
 }
@@ -122,38 +116,70 @@ impl<'m> Session<'m> {
     /// [`EngineError`]; the session stays usable.
     pub fn generate(&mut self, request: &Request, emit: &mut dyn FnMut(&str)) -> Result<Completion, EngineError> {
         let Request { prompt, max_tokens, .. } = *request;
-        let mut turn = Turn::new(self.tokenizer, request)?;
+        let mut answer = Answer::new(self.tokenizer, prompt, &request.sampling, &request.rules())?;
+        let cancelled = || request.cancel.is_some_and(|c| c.load(Ordering::Relaxed));
+        let ahead = max_tokens.min(RESERVED_AHEAD);
 
         let begin = Instant::now();
         // the last prompt token always runs: its logits are what the first choice needs
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
         let cached = self.model.reuse(&mut self.cache, common, prompt.len().saturating_add(max_tokens));
         self.tokens.truncate(cached);
-        let ahead = max_tokens.min(RESERVED_AHEAD);
         self.cache.reserve(prompt.len() + ahead);
         self.tokens.reserve(prompt.len() - cached + ahead);
-        turn.out.cached_tokens = cached;
-        turn.out.timings.prompt_tokens = prompt.len() - cached;
+        let mut timings = Timings { prompt_tokens: prompt.len() - cached, ..Timings::default() };
+        let mut text = String::new();
+        let mut tokens = Vec::with_capacity(ahead);
+        let mut end = Ending::from(FinishReason::Length);
         for chunk in prompt[cached..].chunks(PREFILL_CHUNK) {
-            if turn.cancelled() {
-                return turn.finish(emit);
+            if cancelled() {
+                end = FinishReason::Cancelled.into();
+                break;
             }
             let last = self.tokens.len() + chunk.len() == prompt.len();
             self.run(chunk, if last { Logits::Last } else { Logits::None })?;
         }
-        turn.out.timings.prompt = begin.elapsed();
-        if max_tokens == 0 {
-            return turn.finish(emit);
-        }
+        timings.prompt = begin.elapsed();
 
         let begin = Instant::now();
-        while let Some(token) = turn.step(&mut self.logits, &self.tokens, emit)? {
-            turn.make_room(&mut self.cache);
-            self.run(&[token], Logits::Last)?;
-            turn.out.timings.steps += 1;
+        while end.reason != FinishReason::Cancelled && answer.left() > 0 {
+            if let Some(&token) = tokens.last() {
+                self.make_room(answer.left());
+                self.run(&[token], Logits::Last)?;
+                timings.steps += 1;
+            }
+            let chosen = answer.choose(&self.logits, prompt, &tokens)?;
+            tokens.push(chosen.token);
+            if !chosen.text.is_empty() {
+                text.push_str(&chosen.text);
+                emit(&chosen.text);
+            }
+            match chosen.end {
+                Some(ended) => {
+                    end = ended;
+                    break;
+                }
+                None if cancelled() => end = FinishReason::Cancelled.into(),
+                None => {}
+            }
         }
-        turn.out.timings.generation = begin.elapsed();
-        turn.finish(emit)
+        if !tokens.is_empty() {
+            timings.generation = begin.elapsed();
+        }
+        let rest = answer.finish(&mut end)?;
+        if !rest.is_empty() {
+            text.push_str(&rest);
+            emit(&rest);
+        }
+        Ok(Completion { text, tokens, finish: end.reason, cached_tokens: cached, timings })
+    }
+
+    /// Room for what the next tokens add, outside of the pass that adds them: for the rest of the answer, but no more than
+    /// a plan may reserve.
+    fn make_room(&mut self, left: usize) {
+        if self.cache.len() == self.cache.capacity() {
+            self.cache.reserve(self.cache.len() + left.clamp(1, RESERVED_AHEAD));
+        }
     }
 
     fn run(&mut self, tokens: &[u32], want: Logits) -> Result<(), EngineError> {

@@ -36,7 +36,7 @@ fn naive(params: &SamplingParams, logits: &[f32], history: &[u32]) -> Vec<(u32, 
 
 fn probabilities(params: SamplingParams, logits: &[f32], history: &[u32]) -> Result<Vec<Probability>, SamplingError> {
     let mut logits = logits.to_vec();
-    Sampler::new(params)?.probabilities(&mut logits, history).map(<[Probability]>::to_vec)
+    Sampler::new(params)?.probabilities(&mut logits, history, &[]).map(<[Probability]>::to_vec)
 }
 
 fn tokens(params: SamplingParams, logits: &[f32]) -> Vec<u32> {
@@ -48,7 +48,7 @@ const DEFAULT: fn() -> SamplingParams = SamplingParams::default;
 #[test]
 fn ties_go_to_the_lowest_id() {
     let logits = [1.0, 3.0, 3.0, 2.0, 3.0];
-    assert_eq!(Sampler::new(SamplingParams::greedy()).unwrap().sample(&mut logits.to_vec(), &[]), Ok(1));
+    assert_eq!(Sampler::new(SamplingParams::greedy()).unwrap().sample(&mut logits.to_vec(), &[], &[]), Ok(1));
     assert_eq!(tokens(SamplingParams { top_k: 2, ..DEFAULT() }, &logits), [1, 2]);
     assert_eq!(tokens(SamplingParams { top_k: 1, ..DEFAULT() }, &logits), [1]);
     assert_eq!(tokens(SamplingParams { top_p: 0.5, ..DEFAULT() }, &logits), [1, 2]);
@@ -75,7 +75,7 @@ fn filters_that_keep_everything() {
 fn penalty_counts_a_token_once() {
     let params = SamplingParams { repetition_penalty: 2.0, ..SamplingParams::greedy() };
     let mut logits = [4.0, -1.0, 3.0, f32::NEG_INFINITY];
-    assert_eq!(Sampler::new(params).unwrap().sample(&mut logits, &[0, 1, 0, 0, 3]), Ok(2));
+    assert_eq!(Sampler::new(params).unwrap().sample(&mut logits, &[0, 1, 0, 0, 3], &[]), Ok(2));
     assert_eq!(logits, [2.0, -2.0, 3.0, f32::NEG_INFINITY]);
 }
 
@@ -83,9 +83,9 @@ fn penalty_counts_a_token_once() {
 fn buffers_keep_nothing_of_the_last_step() {
     let params = SamplingParams { repetition_penalty: 2.0, top_k: 2, ..DEFAULT() };
     let mut sampler = Sampler::new(params.clone()).unwrap();
-    sampler.sample(&mut [1.0; 200], &[0, 150]).unwrap();
+    sampler.sample(&mut [1.0; 200], &[0, 150], &[]).unwrap();
     for (logits, history) in [(vec![1.0, 2.0, 3.0], vec![2_u32]), (vec![1.0; 300], vec![299, 0])] {
-        let again = sampler.probabilities(&mut logits.clone(), &history).unwrap().to_vec();
+        let again = sampler.probabilities(&mut logits.clone(), &history, &[]).unwrap().to_vec();
         assert_eq!(again, probabilities(params.clone(), &logits, &history).unwrap());
     }
 }
@@ -93,26 +93,26 @@ fn buffers_keep_nothing_of_the_last_step() {
 #[test]
 fn extreme_numbers() {
     let cold = SamplingParams { temperature: f32::MIN_POSITIVE, ..DEFAULT() };
-    assert_eq!(Sampler::new(cold).unwrap().sample(&mut [f32::MIN, 1.0, 1.000_001, f32::MIN], &[]), Ok(2));
+    assert_eq!(Sampler::new(cold).unwrap().sample(&mut [f32::MIN, 1.0, 1.000_001, f32::MIN], &[], &[]), Ok(2));
     let hot = probabilities(SamplingParams { temperature: f32::MAX, ..DEFAULT() }, &[1.0, 2.0], &[]).unwrap();
     assert!((hot[0].probability - 0.5).abs() < 1e-12);
     let boosted = SamplingParams { repetition_penalty: 1e-30, ..SamplingParams::greedy() };
-    assert_eq!(Sampler::new(boosted).unwrap().sample(&mut [1e30, 1e31], &[0]), Ok(0), "a penalty cannot make an infinity");
+    assert_eq!(Sampler::new(boosted).unwrap().sample(&mut [1e30, 1e31], &[0], &[]), Ok(0), "a penalty cannot make an infinity");
 }
 
 #[test]
 fn broken_logits_are_errors() {
     for params in [SamplingParams::greedy(), DEFAULT(), SamplingParams { top_k: 1, repetition_penalty: 1.5, ..DEFAULT() }] {
         let mut sampler = Sampler::new(params).unwrap();
-        let mut sample = |mut logits: Vec<f32>| sampler.sample(&mut logits, &[1]);
+        let mut sample = |mut logits: Vec<f32>| sampler.sample(&mut logits, &[1], &[]);
         assert!(matches!(sample(vec![0.0, f32::NAN, 9.0]), Err(SamplingError::Logit { token: 1, .. })));
         assert!(matches!(sample(vec![0.0, f32::INFINITY, f32::NAN]), Err(SamplingError::Logit { token: 1, .. })));
         assert_eq!(sample(vec![f32::NEG_INFINITY; 3]), Err(SamplingError::NoCandidate { vocab: 3 }));
         assert_eq!(sample(vec![f32::NEG_INFINITY, -5.0]), Ok(1), "the only one allowed");
     }
-    assert_eq!(Sampler::new(DEFAULT()).unwrap().sample(&mut [], &[]), Err(SamplingError::NoCandidate { vocab: 0 }));
+    assert_eq!(Sampler::new(DEFAULT()).unwrap().sample(&mut [], &[], &[]), Err(SamplingError::NoCandidate { vocab: 0 }));
     let penalised = SamplingParams { repetition_penalty: 1.5, ..DEFAULT() };
-    let foreign = Sampler::new(penalised).unwrap().sample(&mut [0.0; 3], &[3]);
+    let foreign = Sampler::new(penalised).unwrap().sample(&mut [0.0; 3], &[3], &[]);
     assert_eq!(foreign, Err(SamplingError::History { token: 3, vocab: 3 }));
 }
 
@@ -141,7 +141,7 @@ fn a_seed_fixes_the_sequence() {
     let draw = |seed: u64| -> Vec<u32> {
         let mut sampler = Sampler::new(SamplingParams { seed, temperature: 0.8, top_p: 0.95, ..DEFAULT() }).unwrap();
         (0..24)
-            .map(|step| sampler.sample(&mut (0..50).map(|i| ((i * 7 + step) % 11) as f32 * 0.5).collect::<Vec<_>>(), &[]).unwrap())
+            .map(|step| sampler.sample(&mut (0..50).map(|i| ((i * 7 + step) % 11) as f32 * 0.5).collect::<Vec<_>>(), &[], &[]).unwrap())
             .collect()
     };
     assert_eq!(draw(1), draw(1));
@@ -160,7 +160,7 @@ fn draws_follow_the_probabilities() {
     let mut sampler = Sampler::new(params).unwrap();
     const DRAWS: usize = 100_000;
     let mut counts = [0_usize; 8];
-    (0..DRAWS).for_each(|_| counts[sampler.sample(&mut logits.clone(), &[]).unwrap() as usize] += 1);
+    (0..DRAWS).for_each(|_| counts[sampler.sample(&mut logits.clone(), &[], &[]).unwrap() as usize] += 1);
     for (token, count) in counts.into_iter().enumerate() {
         let p = expected.iter().find(|e| e.0 as usize == token).map_or(0.0, |e| e.1);
         let deviation = (p * (1.0 - p) * DRAWS as f64).sqrt();
@@ -184,10 +184,10 @@ proptest! {
     ) {
         prop_assume!(steps.iter().any(|l| l.is_finite()));
         let history: Vec<u32> = history.into_iter().filter(|t| (*t as usize) < steps.len()).collect();
-        let params = SamplingParams { temperature, top_k, top_p, min_p, repetition_penalty, seed };
+        let params = SamplingParams { temperature, top_k, top_p, min_p, repetition_penalty, seed, ..SamplingParams::default() };
         let expected = naive(&params, &steps, &history);
         let mut sampler = Sampler::new(params.clone()).unwrap();
-        let mut got = sampler.probabilities(&mut steps.clone(), &history).unwrap().to_vec();
+        let mut got = sampler.probabilities(&mut steps.clone(), &history, &[]).unwrap().to_vec();
         got.sort_by(|a, b| b.probability.total_cmp(&a.probability).then(a.token.cmp(&b.token)));
         // A token at the very edge of a filter may go either way by rounding; apart from that the sets are equal.
         let edge = got.len().abs_diff(expected.len());
@@ -199,7 +199,7 @@ proptest! {
             let sorted = |mut v: Vec<u32>| { v.sort_unstable(); v };
             prop_assert_eq!(sorted(got.iter().map(|p| p.token).collect()), sorted(expected.iter().map(|p| p.0).collect()));
         }
-        let token = sampler.sample(&mut steps.clone(), &history).unwrap();
+        let token = sampler.sample(&mut steps.clone(), &history, &[]).unwrap();
         prop_assert!(got.iter().any(|p| p.token == token));
     }
 }

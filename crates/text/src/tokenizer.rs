@@ -142,15 +142,15 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// A stream from ids to text.
-    pub fn detokenizer(&self) -> Detokenizer {
-        Detokenizer::new(self.clone())
+    /// A stream from ids to text, with or without the special tokens.
+    pub fn detokenizer(&self, skip_special: bool) -> Detokenizer {
+        Detokenizer::new(self.clone(), skip_special)
     }
 
     /// A stream from ids to text that continues a prompt: the first token keeps the leading space it has after this prompt.
     /// The prompt's own text is not given out.
-    pub fn detokenizer_after(&self, prompt: &[u32]) -> Result<Detokenizer, TextError> {
-        let mut stream = self.detokenizer();
+    pub fn detokenizer_after(&self, prompt: &[u32], skip_special: bool) -> Result<Detokenizer, TextError> {
+        let mut stream = self.detokenizer(skip_special);
         for id in prompt {
             stream.push(*id)?;
         }
@@ -232,12 +232,8 @@ impl Tokenizer {
         self.token(id).filter(|token| !self.inner.library.get_added_vocabulary().is_special_token(token))
     }
 
-    /// All ids at once, without special tokens, for decoders that have no stream.
-    pub(crate) fn decode_whole(&self, ids: &[u32]) -> Result<String, TextError> {
-        self.decode_by_library(ids, true)
-    }
-
-    fn decode_by_library(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
+    /// All ids at once, by the library.
+    pub(crate) fn decode_by_library(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
         let file = || format!("{}/tokenizer.json", self.inner.name);
         self.inner.library.decode(ids, skip_special).map_err(|e| TextError::Decode { file: file(), found: e.to_string() })
     }

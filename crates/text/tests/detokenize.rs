@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 /// Streams ids; returns everything that came out, by push and at the end.
 fn stream(tokenizer: &Tokenizer, ids: &[u32]) -> (Vec<String>, String) {
-    let mut stream = tokenizer.detokenizer();
+    let mut stream = tokenizer.detokenizer(true);
     let pushed = ids.iter().map(|id| stream.push(*id).unwrap().to_owned()).collect();
     (pushed, stream.finish().unwrap().to_owned())
 }
@@ -71,9 +71,9 @@ fn a_long_run_of_bad_bytes_is_no_burden() {
 fn a_prompt_is_context() {
     let tokenizer = alone(&pieces_json(fallback_decoder()));
     let the = tokenizer.id_of("▁the").unwrap();
-    assert_eq!(tokenizer.detokenizer().push(the).unwrap(), "the");
-    assert_eq!(tokenizer.detokenizer_after(&[1, the]).unwrap().push(the).unwrap(), " the");
-    assert_eq!(tokenizer.detokenizer_after(&[1]).unwrap().push(the).unwrap(), "the", "a special token is no text");
+    assert_eq!(tokenizer.detokenizer(true).push(the).unwrap(), "the");
+    assert_eq!(tokenizer.detokenizer_after(&[1, the], true).unwrap().push(the).unwrap(), " the");
+    assert_eq!(tokenizer.detokenizer_after(&[1], true).unwrap().push(the).unwrap(), "the", "a special token is no text");
 }
 
 fn check(tokenizer: &Tokenizer, oracle: &tokenizers::Tokenizer, ids: &[u32]) -> Result<(), TestCaseError> {

@@ -1,6 +1,7 @@
 //! Requests as a client makes them: tokens in, tokens out, sampling and text included.
 
-use crate::{BatchEvent, Error, GenerateOptions, LoadedModel, Request, SamplingParams, generate_batch};
+use crate::{Engine, EngineOptions, Error, Happened, LoadedModel, SamplingParams, Submission};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Tokens spread evenly over a vocabulary, in an order without a pattern; the same for the same seed.
@@ -43,24 +44,35 @@ pub struct Served {
 /// # Errors
 /// [`Error`] if a request cannot be run.
 pub fn serve(loaded: &LoadedModel, tasks: &[Task], at_once: usize, progress: &mut dyn FnMut()) -> Result<Served, Error> {
-    let options =
-        |output| GenerateOptions { sampling: SamplingParams::greedy(), max_tokens: output, ignore_eos: true, ..Default::default() };
-    let options: Vec<GenerateOptions> = tasks.iter().map(|t| options(t.output)).collect();
-    let requests: Vec<Request> = tasks.iter().zip(&options).map(|(t, o)| o.request(&t.prompt)).collect();
+    let most = tasks.iter().map(|t| t.prompt.len() + t.output).max().unwrap_or(0);
     let arrival = Instant::now();
-    let done = generate_batch(&loaded.model, &loaded.tokenizer, &requests, at_once, &mut |_, event| {
-        if event == BatchEvent::End {
-            progress();
-        }
-    })?;
-    let mut served = Served { seconds: arrival.elapsed().as_secs_f64(), ..Served::default() };
-    for (task, done) in tasks.iter().zip(done) {
-        let done = done?;
-        served.first_token.push(done.timings.prompt.as_secs_f64());
-        served.prompt_tokens += task.prompt.len();
-        served.output_tokens += done.tokens.len();
+    let options = EngineOptions {
+        kv_cache_memory: (at_once.max(1) * most.next_multiple_of(16) * loaded.model.kv_bytes_per_token()) as u64,
+        max_num_seqs: at_once.max(1),
+        max_waiting: tasks.len(),
+        max_model_len: Some(most),
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::new(&loaded.model, Arc::new(loaded.tokenizer.clone()), options)?;
+    let mut ids = vec![];
+    for task in tasks {
+        let submission = Submission { ignore_eos: true, ..Submission::new(task.prompt.clone(), SamplingParams::greedy(), task.output) };
+        ids.push(engine.submit(submission)?);
     }
-    Ok(served)
+    let mut served = Served { first_token: vec![f64::NAN; tasks.len()], ..Served::default() };
+    let mut failed = None;
+    while engine.step(&mut |id, happened| match happened {
+        Happened::Prompt { .. } => {
+            let task = ids.iter().position(|i| *i == id).unwrap_or_default();
+            served.first_token[task] = arrival.elapsed().as_secs_f64();
+            served.prompt_tokens += tasks[task].prompt.len();
+        }
+        Happened::Token { .. } => served.output_tokens += 1,
+        Happened::End { .. } => progress(),
+        Happened::Failed(error) => failed = Some(error),
+    })? {}
+    served.seconds = arrival.elapsed().as_secs_f64();
+    failed.map_or(Ok(served), |e| Err(e.into()))
 }
 
 #[cfg(test)]
