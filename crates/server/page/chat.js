@@ -45,6 +45,7 @@ function newChat() {
   past.filter = byId('filter').value = '';
   showAddress('');
   showTab('chat');
+  if (isNarrow()) setSide(false);
   showConversation();
   showHistory();
   byId('prompt').focus();
@@ -61,6 +62,7 @@ async function openConversation(id) {
   chat.conversation = conversation;
   showAddress(id);
   showTab('chat');
+  if (isNarrow()) setSide(false);
   showConversation();
   showHistory();
   return true;

@@ -13,7 +13,7 @@ async function readInspection() {
 
 const sizeText = bytes => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : bytes >= 1e6 ? `${(bytes / 1e6).toFixed(2)} MB` : `${Math.round(bytes / 1e3)} kB`);
 const countText = n => (n >= 1e9 ? `${(n / 1e9).toFixed(2)} B` : n >= 1e6 ? `${(n / 1e6).toFixed(1)} M` : String(n));
-const yesNo = v => (v ? 'yes' : 'no');
+const tight = text => el('td', { class: 'tight', text });
 
 function tableOf(head, rows, more = {}) {
   return el('div', { class: 'wide', tabindex: '0', role: 'group', 'aria-label': more.label ?? 'Table' },
@@ -109,9 +109,9 @@ function modelNodes(report) {
     warnings.length ? [el('h2', { text: 'Warnings' }), el('ul', {}, warnings.map(w => el('li', { text: typeof w === 'string' ? w : JSON.stringify(w) })))] : null,
     el('h2', { text: 'Modules' }),
     tableOf(['module', '', 'shape', 'weights', 'zero points', 'bits a weight', 'size', 'kernel'], groupsOf(modules).map(g => [
-      g.name, g.count > 1 ? `×${g.count}` : '', `${g.k} × ${g.n}`, g.scheme,
+      g.name, g.count > 1 ? `×${g.count}` : '', tight(`${g.k} × ${g.n}`), g.scheme,
       g.dialect ? el('td', {}, el('span', { title: g.evidence, text: g.dialect })) : '',
-      ((g.bytes * 8) / g.weights).toFixed(2), sizeText(g.bytes), g.kernel])),
+      ((g.bytes * 8) / g.weights).toFixed(2), tight(sizeText(g.bytes)), tight(g.kernel)])),
     el('h2', { text: 'Bits by layer' }),
     gridNode(modules),
   ];

@@ -87,6 +87,9 @@ async function editSettings() {
   });
 }
 
+// The conversations cover the chat then; the same width is in the style.
+const isNarrow = () => innerWidth <= 736;
+
 function setSide(open) {
   byId('side').classList.toggle('closed', !open);
   byId('menu').setAttribute('aria-expanded', String(open));
@@ -185,7 +188,7 @@ function wire() {
 
 async function start() {
   setTheme(localStorage.getItem(THEME) in THEMES ? localStorage.getItem(THEME) : 'auto');
-  setSide(innerWidth > 736);
+  setSide(!isNarrow());
   wire();
   await openStore();
   await refreshHistory();

@@ -57,7 +57,8 @@ function openSettings(settings, defaults, saved) {
   const area = (value, rows) => Object.assign(el('textarea', { rows }), { value });
   const inputs = Object.fromEntries(NUMBERS.map(f => {
     const known = defaults?.[f.key] ?? (f.key === 'max_completion_tokens' ? defaults?.max_tokens : null);
-    const input = el('input', { type: 'text', inputmode: 'decimal', autocomplete: 'off', placeholder: known === null || known === undefined ? 'default' : `default: ${known}` });
+    const unset = f.key === 'seed' ? 'chance' : known === null || known === undefined ? 'default' : `default: ${known}`;
+    const input = el('input', { type: 'text', inputmode: 'decimal', autocomplete: 'off', placeholder: unset });
     input.value = settings[f.key] ?? '';
     return [f.key, input];
   }));

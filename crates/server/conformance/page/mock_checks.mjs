@@ -1,4 +1,4 @@
-// Checks that need a server which says what it is told. Each is [name, check, console messages that belong to it].
+// Checks that need a server which says what it is told. Each is [name, check, what it needs].
 
 import assert from 'node:assert/strict';
 import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
@@ -283,7 +283,7 @@ export const mockChecks = [
     assert.match(await problem(), /does not answer|cut off|network/i);
     await ask(page, '!busy');
     assert.equal(await problem(), 'The queue is full. Try again in 7 s.');
-  }, [/ERR_INCOMPLETE|ERR_CONNECTION|ERR_EMPTY|429/]],
+  }, { expected: /ERR_INCOMPLETE|ERR_CONNECTION|ERR_EMPTY|429/ }],
 
   ['has settings, and sends only what is set', async page => {
     await page.until(() => document.getElementById('model').value);
@@ -404,5 +404,5 @@ export const mockChecks = [
     await page.until(() => /does not tell what its model/.test(document.getElementById('inspector').textContent));
     assert.equal(await page.run(() => localStorage.getItem('billfish.key')), null, 'kept only if asked to');
     assert.ok(page.requests.every(r => !r.includes('secret')), url);
-  }, () => ({ key: 'secret', inspects: false })],
+  }, { expected: /40[14]/, server: { key: 'secret', inspects: false } }],
 ];
