@@ -109,7 +109,7 @@ async function stopAnswer() {
 
 function requestBody(conversation, message) {
   const path = pathTo(conversation, message.parent);
-  return { model: message.request.model, messages: wireMessages(message.system, path), ...message.request, stream: true, stream_options: { include_usage: true } };
+  return { ...message.request, messages: wireMessages(message.system, path), stream: true, stream_options: { include_usage: true } };
 }
 
 // Asks for the answer to the message `parent`.
@@ -153,10 +153,6 @@ const acts = {
     const { conversation } = chat;
     if (text === message.content || !text.trim()) return;
     if (message.role === 'user') {
-      if (running) {
-        notice('Another answer is being written; stop it first.');
-        return;
-      }
       const next = addMessage(conversation, message.parent, 'user', text);
       await answer(conversation, next.id);
     } else {

@@ -22,8 +22,15 @@ function wireMessages(system, path) {
 
 const freshSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
 
-// The text of a token of `logprobs.content`, in which half a character is shown as such.
-const tokenText = entry => entry.token ?? '';
+// The text of a token. One that is a part of a character only is shown by its bytes.
+function tokenText({ token, bytes }) {
+  if (!token.includes('\ufffd') || !bytes) return token;
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(new Uint8Array(bytes));
+  } catch {
+    return bytes.map(b => `\\x${b.toString(16).padStart(2, '0')}`).join('');
+  }
+}
 
 // What is kept of a token: its text, its logarithm, and the likeliest at its place with theirs.
 const keptToken = entry => [tokenText(entry), entry.logprob, (entry.top_logprobs ?? []).map(t => [tokenText(t), t.logprob])];

@@ -11,6 +11,8 @@ const NUMBERS = [
   { key: 'max_completion_tokens', label: 'Most tokens of an answer', min: 1, max: 1e9, step: '1', help: 'thinking included' },
   { key: 'seed', label: 'Seed', min: 0, max: Number.MAX_SAFE_INTEGER, step: '1', help: 'empty: a new one for each answer' },
 ];
+// What of a request is kept beside its answer.
+const REQUEST_KEYS = [...NUMBERS.map(f => f.key), 'model', 'stop', 'chat_template_kwargs', 'logprobs', 'top_logprobs'];
 const SETTINGS = 'billfish.settings';
 const EMPTY = { stop: '', thinking: '', probabilities: true, system: '' };
 

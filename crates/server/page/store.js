@@ -108,7 +108,8 @@ function cleanMessage(m, where) {
   const out = { id: m.id, parent: m.parent, role: m.role, content: m.content, created: number(m.created) ?? 0 };
   if (m.role === 'user') return out;
   const tokens = Array.isArray(m.tokens) ? m.tokens.filter(odds) : [];
-  const params = m.request && typeof m.request === 'object' && !Array.isArray(m.request) ? m.request : null;
+  const kinds = v => ['number', 'string', 'boolean'].includes(typeof v) || (Array.isArray(v) && v.every(t => typeof t === 'string')) || typeof v?.enable_thinking === 'boolean';
+  const params = m.request && Object.fromEntries(Object.entries(m.request).filter(([key, v]) => REQUEST_KEYS.includes(key) && kinds(v)));
   return {
     ...out,
     reasoning: text(m.reasoning) ?? '',
@@ -121,7 +122,7 @@ function cleanMessage(m, where) {
     tokens: tokens.map(t => [t[0], t[1], Array.isArray(t[2]) ? t[2].filter(odds).map(o => [o[0], o[1]]) : []]),
     usage: m.usage && { prompt: number(m.usage.prompt), answer: number(m.usage.answer), cached: number(m.usage.cached) },
     speed: m.speed && { first: number(m.speed.first), count: number(m.speed.count) ?? 0, rate: number(m.speed.rate) },
-    request: params,
+    request: Number.isSafeInteger(params?.seed) ? params : null,
     system: text(m.system) ?? '',
   };
 }

@@ -41,6 +41,10 @@ function editNode(message, acts, close) {
   const area = el('textarea', { 'aria-label': 'Text of the message' });
   area.value = message.content;
   const save = () => {
+    if (message.role === 'user' && acts.busy()) {
+      notice('Another answer is being written; stop it first.');
+      return;
+    }
     close();
     acts.edit(message, area.value);
   };

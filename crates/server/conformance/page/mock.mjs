@@ -5,7 +5,7 @@
 //   !words N       N words that the seed chooses   !cut TEXT     the connection breaks after three tokens
 //   !chance N      N words that nothing chooses    !busy         429 with Retry-After
 //   !think TEXT    thinks TEXT, then answers       !reason TEXT  the same, in a field of its own
-//   !whole TEXT    all in one token
+//   !whole TEXT    all in one token                !half         a character in two tokens
 
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
@@ -85,6 +85,12 @@ export async function startMock({ key = null, inspects = true } = {}) {
       if (i === 3 && act === 'error') return response.end(`data: ${JSON.stringify({ error: { message: 'the engine stopped', type: 'server_error', param: null, code: null } })}\n\n`);
       if (i === 3 && act === 'cut') return response.destroy();
       await sleep(act === 'slow' ? 150 : 4);
+      if (act === 'half') {
+        const half = bytes => ({ token: '\ufffd', logprob: -0.5, bytes, top_logprobs: [] });
+        event({ content: '' }, { logprobs: { content: [half([0xf0, 0x9f])], refusal: null } });
+        event({ content: '\u{1f600}' }, { logprobs: { content: [half([0x98, 0x80])], refusal: null } });
+        continue;
+      }
       const logprob = Math.log((number(1000) + 1) / 1001);
       const others = [0.3, 0.1, 0.05, 0.01].map((p, n) => ({ token: ` other${n}`, logprob: Math.log(p), bytes: [] }));
       event({ content: token }, body.logprobs ? { logprobs: { content: [{ token, logprob, bytes: [], top_logprobs: [{ token, logprob, bytes: [] }, ...others] }], refusal: null } } : {});

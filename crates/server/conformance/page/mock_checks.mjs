@@ -151,6 +151,17 @@ export const mockChecks = [
     await other.until(() => /^Same answer/.test(document.querySelector('.replay').textContent));
     await other.setFiles('#file', [path]);
     await other.until(() => /0 of 1/.test(document.getElementById('notice').textContent));
+    Object.assign(file.conversations[0], { id: 'other', leaf: null });
+    Object.assign(file.conversations[0].messages[1].request, { messages: [{ role: 'user', content: 'foreign' }], tools: [], temperature: 0.25 });
+    writeFileSync(join(browser.folder, 'foreign.json'), JSON.stringify(file));
+    await other.setFiles('#file', [join(browser.folder, 'foreign.json')]);
+    await other.until(() => document.getElementById('list').childElementCount === 2);
+    await other.run(() => [...document.querySelectorAll('#list li:not(.now) .open')].at(-1).click());
+    await other.until(() => document.querySelector('.replay')?.textContent === '');
+    await act(other, 'replay');
+    await other.until(() => /^Same answer/.test(document.querySelector('.replay').textContent));
+    const { messages, tools, temperature } = other.bodies.at(-1);
+    assert.deepEqual([messages, tools, temperature], [[{ role: 'user', content: '!words 20' }], undefined, 0.25], 'a file cannot put other words into a request');
     file.conversations[0].messages[0].parent = file.conversations[0].messages[1].id;
     const bad = join(browser.folder, 'bad.json');
     for (const [hostile, why] of [[JSON.stringify(file), /does not stand before/], ['{', /no JSON/], ['{"format": "x"}', /no export/]]) {
@@ -255,6 +266,10 @@ export const mockChecks = [
     await page.reload();
     await act(page, 'odds');
     assert.ok(await page.run(() => document.querySelectorAll('.token').length > 3), 'they are kept');
+    await ask(page, '!half x');
+    assert.equal(await bodyOf(page), '\u{1f600}');
+    await act(page, 'odds');
+    assert.deepEqual(await page.run(s => [...document.querySelectorAll(`${s} .token`)].map(t => t.textContent), ANSWER), ['\\xf0\\x9f', '\\x98\\x80']);
   }],
 
   ['replays a seed', async page => {
