@@ -27,6 +27,9 @@ pub enum EngineError {
         /// Tokens of the longest sequence.
         max_model_len: usize,
     },
+    /// The memory of the cache cannot be had.
+    #[error("--kv-cache-memory: {0}")]
+    Memory(String),
     /// A parameter of a request is out of range.
     #[error("{name}: expected {expected}, found {found}; correct the parameter")]
     Parameter {

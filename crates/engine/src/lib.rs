@@ -16,16 +16,25 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod blocks;
+mod choice;
 mod engine;
 mod error;
 mod logprobs;
+mod ngram;
+mod options;
+mod prefix;
 mod sampler;
+mod scheduler;
 mod session;
 mod stats;
+mod step;
 mod submission;
 
-pub use engine::{Engine, EngineOptions};
+pub use engine::Engine;
 pub use error::EngineError;
+pub use ngram::Ngram;
+pub use options::EngineOptions;
 pub use sampler::{Probability, Sampler, SamplingError, SamplingParams};
 pub use session::{Completion, PREFILL_CHUNK, Request, Session, Timings};
 pub use stats::{Finished, Stats};

@@ -188,7 +188,8 @@ impl<'m> Session<'m> {
         let logits = match logits {
             Ok(logits) => logits,
             Err(e) => {
-                self.cache.truncate(self.tokens.len());
+                let kept = self.cache.truncate(self.tokens.len());
+                self.tokens.truncate(kept);
                 return Err(e.into());
             }
         };

@@ -123,6 +123,11 @@ impl AlignedBytes {
         AlignedBytes::Heap(Heap::zeroed(len))
     }
 
+    /// `len` zero bytes, of which little may ever be written to; none if the system has not as much address space.
+    pub fn try_zeroed(len: usize) -> Option<Self> {
+        if len >= PAGES { MmapMut::map_anon(len).ok().map(AlignedBytes::Pages) } else { Some(Self::zeroed(len)) }
+    }
+
     /// `len` zero bytes, all of which will be written to: in large pages where the system has them, because a fault for
     /// each 4 KiB would cost more than packing, and a miss of the address cache for each of them slows every read.
     pub fn to_fill(len: usize) -> Self {

@@ -1,4 +1,4 @@
-//! Attention over the caches of one layer: rows to tiles, pages to stretches, and both to threads.
+//! Attention over one layer of a pool: rows to tiles, pages to stretches, and both to threads.
 //!
 //! A stretch is [`STRETCH`] pages at a fixed absolute position. A row's state is found stretch by stretch, each begun
 //! anew, and joined in ascending order, whether one thread walks all of them (prefill and large batches, where there are
@@ -9,9 +9,8 @@
 use crate::activations::{Out, Tile, grow, tiles};
 use crate::arch::generic::AttendArgs;
 use crate::arch::generic::attention::{LOWEST, MAX_ROWS, PAGE};
-use crate::arch::generic::dense::Element;
 use crate::backend::Backend;
-use crate::kv::{KvLayer, Target};
+use crate::kv::{BLOCK, KvPool, KvShape, KvTable, Target};
 use std::ops::Range;
 
 /// Pages of a stretch.
@@ -37,7 +36,7 @@ pub struct AttentionScratch {
     pub(crate) targets: Vec<Target>,
     tiles: Vec<Tile>,
     sequences: Vec<Sequence>,
-    pages: PagePointers,
+    addresses: Addresses,
     units: Vec<Unit>,
     pieces: Vec<Piece>,
     /// Queries of each piece of work, `[head_dim][rows]`.
@@ -46,24 +45,19 @@ pub struct AttentionScratch {
     outs: Vec<f32>,
 }
 
-/// Addresses of the pages of every sequence and KV head.
+/// Addresses of the blocks of every sequence.
 #[derive(Default)]
-struct PagePointers {
-    keys: Vec<*const u8>,
-    values: Vec<*const u8>,
-}
+struct Addresses(Vec<*const u8>);
 
-// SAFETY: the addresses are only read through, while the layers that they point into are borrowed.
-unsafe impl Send for PagePointers {}
+// SAFETY: the addresses are only read through, while the pool that they point into is borrowed.
+unsafe impl Send for Addresses {}
 // SAFETY: as above.
-unsafe impl Sync for PagePointers {}
+unsafe impl Sync for Addresses {}
 
 /// One sequence of a call.
 struct Sequence {
-    element: Element,
-    /// Where the addresses of its pages begin; those of a head follow those of the one before.
-    at: usize,
-    pages: usize,
+    /// Its addresses.
+    blocks: Range<usize>,
     /// Position of its first query token, and that token's row among all.
     first: usize,
     row: usize,
@@ -91,27 +85,25 @@ enum Piece {
 struct Call<'a> {
     backend: &'a Backend,
     attention: AttentionRule,
-    kv_heads: usize,
-    head_dim: usize,
-    padded: usize,
+    shape: KvShape,
     sequences: &'a [Sequence],
-    pages: &'a PagePointers,
+    addresses: &'a Addresses,
     queries: &'a [f32],
 }
 
 impl Call<'_> {
     /// Query heads that share a KV head.
     fn group(&self) -> usize {
-        self.attention.heads / self.kv_heads
+        self.attention.heads / self.shape.kv_heads
     }
 
     fn width(&self) -> usize {
-        self.attention.heads * self.head_dim
+        self.attention.heads * self.shape.head_dim
     }
 
     /// Where a row of a sequence and KV head begins in queries and outputs.
     fn place(&self, s: &Sequence, kv_head: usize, row: usize) -> usize {
-        (s.row + row / self.group()) * self.width() + (kv_head * self.group() + row % self.group()) * self.head_dim
+        (s.row + row / self.group()) * self.width() + (kv_head * self.group() + row % self.group()) * self.shape.head_dim
     }
 
     /// What a row of a sequence sees.
@@ -137,7 +129,7 @@ impl Call<'_> {
         for r in 0..tile.rows {
             // padding rows see nothing; any numbers do
             let at = self.place(s, unit.kv_head, tile.start + r.min(tile.count - 1));
-            for (d, q) in self.queries[at..at + self.head_dim].iter().enumerate() {
+            for (d, q) in self.queries[at..at + self.shape.head_dim].iter().enumerate() {
                 out[d * tile.rows + r] = q * self.attention.scale;
             }
         }
@@ -145,24 +137,25 @@ impl Call<'_> {
 
     /// The states of a tile's rows after one stretch, begun anew.
     fn walk(&self, unit: &Unit, stretch: usize, queries: &[f32], stats: &mut [[f32; 2]], out: &mut [f32]) {
-        let (s, tile) = (&self.sequences[unit.sequence], &unit.tile);
-        let pages = s.at + unit.kv_head * s.pages..s.at + (unit.kv_head + 1) * s.pages;
+        let (s, tile, shape) = (&self.sequences[unit.sequence], &unit.tile, self.shape);
+        let keys_at = unit.kv_head * shape.head_bytes();
         stats.fill([LOWEST, 0.0]);
         out.fill(0.0);
         // padding rows see nothing
         let spans: [(usize, usize); MAX_ROWS] = std::array::from_fn(|r| if r < tile.count { self.span(s, tile.start + r) } else { (0, 0) });
-        let kernel = (self.backend.kernels.attend)(s.element, tile.rows).expect("tiles are cut to sizes that have kernels");
+        let kernel = (self.backend.kernels.attend)(shape.kind.element(), tile.rows).expect("tiles are cut to sizes that have kernels");
         // SAFETY: the table's instruction set is available; queries, states and spans have room for the tile's rows; the
-        // pages are those of the layer, which is borrowed, and spans end inside them.
+        // blocks are those of the pool, which is borrowed, and spans end inside them.
         unsafe {
             kernel(&AttendArgs {
                 queries: queries.as_ptr(),
                 spans: &spans[..tile.rows],
-                pages: stretch * STRETCH..((stretch + 1) * STRETCH).min(s.pages),
-                keys: &self.pages.keys[pages.clone()],
-                values: &self.pages.values[pages],
-                head_dim: self.head_dim,
-                padded: self.padded,
+                pages: stretch * STRETCH..((stretch + 1) * STRETCH).min((s.blocks.len() * BLOCK).div_ceil(PAGE)),
+                blocks: &self.addresses.0[s.blocks.clone()],
+                keys_at,
+                values_at: keys_at + shape.key_bytes(),
+                head_dim: shape.head_dim,
+                padded: shape.padded(),
                 stats: stats.as_mut_ptr(),
                 out: out.as_mut_ptr(),
             });
@@ -171,7 +164,7 @@ impl Call<'_> {
 
     /// Takes over the state of a later stretch, or joins it, for the rows that see it.
     fn join(&self, unit: &Unit, stretch: usize, stats: &mut [[f32; 2]], out: &mut [f32], later: (&[[f32; 2]], &[f32])) {
-        let (s, tile, padded) = (&self.sequences[unit.sequence], &unit.tile, self.padded);
+        let (s, tile, padded) = (&self.sequences[unit.sequence], &unit.tile, self.shape.padded());
         let begin = stretch * STRETCH * PAGE;
         for r in 0..tile.count {
             let (from, to) = self.span(s, tile.start + r);
@@ -191,13 +184,13 @@ impl Call<'_> {
 
     /// Divides by the sums and writes the rows of a tile to the result.
     fn finish(&self, unit: &Unit, stats: &[[f32; 2]], out: &[f32], result: Out<f32>) {
-        let s = &self.sequences[unit.sequence];
+        let (s, padded) = (&self.sequences[unit.sequence], self.shape.padded());
         for r in 0..unit.tile.count {
             let scale = 1.0 / stats[r][1];
             let place = result.at(self.place(s, unit.kv_head, unit.tile.start + r));
             // SAFETY: this row and head of the result belong to this tile alone, and the result has their size.
-            let place = unsafe { std::slice::from_raw_parts_mut(place, self.head_dim) };
-            place.iter_mut().zip(&out[r * self.padded..]).for_each(|(o, v)| *o = v * scale);
+            let place = unsafe { std::slice::from_raw_parts_mut(place, self.shape.head_dim) };
+            place.iter_mut().zip(&out[r * padded..]).for_each(|(o, v)| *o = v * scale);
         }
     }
 
@@ -209,7 +202,7 @@ impl Call<'_> {
         for (sequence, rows) in rows.enumerate() {
             let s = &self.sequences[sequence];
             tiles(rows, self.backend.kernels.attend_rows, cut);
-            for kv_head in 0..self.kv_heads {
+            for kv_head in 0..self.shape.kv_heads {
                 for &tile in &*cut {
                     let stretches = self.stretches(s, &tile);
                     let cost = self.cost(s, &tile);
@@ -241,54 +234,48 @@ impl Call<'_> {
     }
 }
 
-impl KvLayer {
-    /// Causal attention of `queries`, `[tokens, heads * head_dim]`, the last `tokens` tokens of the cache; `out` has the
-    /// same shape.
+impl Backend {
+    /// Causal attention of several sequences over one layer in one region of the pool, each given with the number of its
+    /// query tokens, which are those that were [appended](Backend::append) and not yet counted: `queries` and `out` are
+    /// `[tokens, heads * head_dim]`, sequence after sequence. A row depends on its own sequence only.
     ///
     /// # Panics
     /// If the sizes do not fit.
-    pub fn attend(&self, backend: &Backend, scratch: &mut AttentionScratch, attention: AttentionRule, queries: &[f32], out: &mut [f32]) {
-        let tokens = queries.len() / (attention.heads * self.head_dim);
-        backend.attend(scratch, attention, std::iter::once((self, tokens)), queries, out);
-    }
-}
-
-impl Backend {
-    /// Causal attention of several sequences in one region of the pool, each given with its cache and the number of its
-    /// query tokens, which are the last ones there: `queries` and `out` are `[tokens, heads * head_dim]`, sequence after
-    /// sequence. A row depends on its own sequence only.
-    ///
-    /// # Panics
-    /// If the sizes do not fit, or the layers are not of one shape.
+    #[allow(clippy::too_many_arguments)] // what attention reads, and where it writes
     pub fn attend<'k>(
         &self,
         scratch: &mut AttentionScratch,
+        pool: &KvPool,
+        layer: usize,
         attention: AttentionRule,
-        sequences: impl Iterator<Item = (&'k KvLayer, usize)> + Clone,
+        sequences: impl Iterator<Item = (&'k KvTable, usize)> + Clone,
         queries: &[f32],
         out: &mut [f32],
     ) {
-        let AttentionScratch { tiles, sequences: list, pages, units, pieces, queries: gathered, stats, outs, .. } = scratch;
-        let Some((layer, _)) = sequences.clone().next() else { return };
-        let (kv_heads, head_dim, padded) = (layer.kv_heads, layer.head_dim, layer.padded);
+        let AttentionScratch { tiles, sequences: list, addresses, units, pieces, queries: gathered, stats, outs, .. } = scratch;
+        let shape = pool.shape();
+        let (kv_heads, head_dim, padded) = (shape.kv_heads, shape.head_dim, shape.padded());
         let width = attention.heads * head_dim;
         assert!(attention.heads.is_multiple_of(kv_heads) && attention.window != Some(0), "a token sees itself");
         list.clear();
-        // room for all pages that the layers have, so that a step into the next one allocates nothing
-        pages.clear(sequences.clone().map(|(layer, _)| layer.kv_heads * layer.capacity() / PAGE).sum());
+        let Addresses(blocks) = &mut *addresses;
+        blocks.clear();
+        // room for all blocks that the sequences may have, so that a step into the next one allocates nothing
+        blocks.reserve(sequences.clone().map(|(table, _)| table.planned() / BLOCK).sum());
         let (mut row, mut work, mut longest) = (0, 0, 0);
-        for (layer, tokens) in sequences.clone() {
-            assert!(layer.kv_heads == kv_heads && layer.head_dim == head_dim, "layers of one shape");
-            assert!(tokens <= layer.len(), "queries are the last tokens of the cache");
-            let (at, used) = (pages.keys.len(), pages.add(layer));
-            list.push(Sequence { element: layer.kind.element(), at, pages: used, first: layer.len() - tokens, row });
+        for (table, tokens) in sequences.clone() {
+            let (from, end) = (blocks.len(), table.len() + tokens);
+            assert!(end <= table.capacity(), "queries are tokens of the sequence");
+            blocks.extend(table.blocks()[..end.div_ceil(BLOCK)].iter().map(|&b| pool.part(b, layer).at(0).cast_const()));
+            list.push(Sequence { blocks: from..blocks.len(), first: table.len(), row });
             row += tokens;
-            work += tokens * layer.len() * width;
-            longest = longest.max(attention.window.map_or(layer.capacity(), |w| layer.capacity().min(w + 2 * PAGE * STRETCH)));
+            work += tokens * end * width;
+            let planned = table.planned();
+            longest = longest.max(attention.window.map_or(planned, |w| planned.min(w + 2 * PAGE * STRETCH)));
         }
         assert!(queries.len() == row * width && out.len() == queries.len(), "whole tokens");
         let (sequences_of, group) = (sequences.map(|(_, tokens)| tokens), attention.heads / kv_heads);
-        let call = Call { backend: self, attention, kv_heads, head_dim, padded, sequences: list, pages, queries };
+        let call = Call { backend: self, attention, shape, sequences: list, addresses, queries };
         let (largest, total, states) = call.cut(sequences_of.map(|tokens| tokens * group), tiles, units);
         // few rows over many stretches: the stretches are work of their own
         let apart = states > units.len() && states <= MOST_PIECES && (units.len() < 4 * self.threads() || largest * self.threads() > total);
@@ -356,24 +343,5 @@ impl Backend {
             }
             call.finish(unit, stats, out, result);
         }
-    }
-}
-
-impl PagePointers {
-    /// Forgets all, and makes room for `most`.
-    fn clear(&mut self, most: usize) {
-        for addresses in [&mut self.keys, &mut self.values] {
-            addresses.clear();
-            addresses.reserve(most);
-        }
-    }
-
-    /// Adds the addresses of a layer's pages, head after head, and returns how many pages there are.
-    fn add(&mut self, layer: &KvLayer) -> usize {
-        for head in 0..layer.kv_heads {
-            self.keys.extend(layer.pages().map(|page| page[layer.key_offset(head)..].as_ptr()));
-            self.values.extend(layer.pages().map(|page| page[layer.value_offset(head)..].as_ptr()));
-        }
-        layer.pages().len()
     }
 }

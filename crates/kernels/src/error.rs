@@ -39,4 +39,12 @@ pub enum KernelError {
         /// What is wrong with it.
         reason: String,
     },
+    /// More memory for keys and values than there is.
+    #[error("no room for {blocks} blocks of {block_bytes} bytes of keys and values; ask for a smaller cache")]
+    Memory {
+        /// Blocks asked for.
+        blocks: usize,
+        /// Bytes of one.
+        block_bytes: usize,
+    },
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use billfish_kernels::{AttentionRule, AttentionScratch, Backend, Isa, KvLayer, KvType};
+use billfish_kernels::{AttentionRule, AttentionScratch, BLOCK, Backend, Isa, KvPool, KvShape, KvTable, KvType};
 use common::Rng;
 
 /// Softmax attention in f64 over the stored (f16-rounded or f32) keys and values.
@@ -28,6 +28,61 @@ fn oracle(q: &[f32], keys: &[f32], values: &[f32], heads: usize, kv_heads: usize
     out
 }
 
+/// Some sequences in a pool of two layers, of which the second is used; their blocks are anywhere.
+struct Sequences {
+    pool: KvPool,
+    tables: Vec<KvTable>,
+}
+
+impl Sequences {
+    fn new(kv_heads: usize, head_dim: usize, kind: KvType, lengths: &[usize], rng: &mut Rng) -> Self {
+        let shape = KvShape { layers: 2, kv_heads, head_dim, kind };
+        let count: usize = lengths.iter().map(|n| n.div_ceil(BLOCK)).sum();
+        let pool = KvPool::with_blocks(shape, count + 3).unwrap();
+        let mut free: Vec<u32> = (0..count as u32 + 3).collect();
+        let mut table = |slot: usize, len: usize| {
+            let mut table = KvTable::new(slot as u32);
+            (0..len.div_ceil(BLOCK)).for_each(|_| table.push(free.swap_remove(rng.next() as usize % free.len())));
+            table
+        };
+        let tables = lengths.iter().enumerate().map(|(slot, &len)| table(slot, len)).collect();
+        Self { pool, tables }
+    }
+
+    fn with_tokens<'a>(&'a self, tokens: &'a [usize]) -> impl Iterator<Item = (&'a KvTable, usize)> + Clone {
+        self.tables.iter().zip(tokens.iter().copied())
+    }
+
+    fn append(&mut self, backend: &Backend, scratch: &mut AttentionScratch, tokens: &[usize], keys: &[f32], values: &[f32]) {
+        let Self { pool, tables } = self;
+        backend.append(scratch, pool, 1, tables.iter().zip(tokens.iter().copied()), keys, values);
+    }
+
+    fn attend(&self, backend: &Backend, scratch: &mut AttentionScratch, tokens: &[usize], rule: AttentionRule, q: &[f32], out: &mut [f32]) {
+        backend.attend(scratch, &self.pool, 1, rule, self.with_tokens(tokens), q, out);
+    }
+
+    fn count(&mut self, tokens: &[usize]) {
+        self.tables.iter_mut().zip(tokens).for_each(|(table, n)| self.pool.count(table, *n));
+    }
+
+    /// One pass of the layer over all sequences.
+    #[allow(clippy::too_many_arguments)] // the operands of attention
+    fn pass(
+        &mut self,
+        backend: &Backend,
+        scratch: &mut AttentionScratch,
+        tokens: &[usize],
+        rule: AttentionRule,
+        [q, k, v]: [&[f32]; 3],
+        out: &mut [f32],
+    ) {
+        self.append(backend, scratch, tokens, k, v);
+        self.attend(backend, scratch, tokens, rule, q, out);
+        self.count(tokens);
+    }
+}
+
 fn round(kind: KvType, x: &[f32]) -> Vec<f32> {
     match kind {
         KvType::F16 => x.iter().map(|&v| half::f16::from_f32(v).to_f32()).collect(),
@@ -51,21 +106,17 @@ fn attention_matches_f64_in_any_chunking() {
                 for isa in Isa::available() {
                     for (threads, step) in [(1, tokens), (2, 7), (3, 1), (2, tokens)] {
                         let backend = Backend::new(isa, threads).unwrap();
-                        let mut layer = KvLayer::new(kv_heads, d, kind);
+                        let mut layer = Sequences::new(kv_heads, d, kind, &[tokens], &mut rng);
                         let mut scratch = AttentionScratch::default();
                         let mut out = vec![0.0; q.len()];
                         for t0 in (0..tokens).step_by(step) {
                             let t1 = (t0 + step).min(tokens);
-                            layer.append(
-                                &backend,
-                                &mut scratch,
-                                &k[t0 * kv_heads * d..t1 * kv_heads * d],
-                                &v[t0 * kv_heads * d..t1 * kv_heads * d],
-                            );
-                            let rows = t0 * heads * d..t1 * heads * d;
-                            layer.attend(&backend, &mut scratch, AttentionRule { heads, scale, window }, &q[rows.clone()], &mut out[rows]);
+                            let (new, rows) = (t0 * kv_heads * d..t1 * kv_heads * d, t0 * heads * d..t1 * heads * d);
+                            let operands = [&q[rows.clone()], &k[new.clone()], &v[new]];
+                            let rule = AttentionRule { heads, scale, window };
+                            layer.pass(&backend, &mut scratch, &[t1 - t0], rule, operands, &mut out[rows]);
                         }
-                        assert_eq!(layer.len(), tokens);
+                        assert_eq!(layer.tables[0].len(), tokens);
                         for (got, want) in out.iter().zip(&want) {
                             // values lie in [-1, 1]; a score is off by some d roundings of at most 3 sqrt(d), the exponential
                             // by 1e-7 relative, a sum by its terms' roundings
@@ -99,15 +150,15 @@ fn long_contexts_are_joined_alike_in_prefill_and_decode() {
         for isa in Isa::available() {
             for (threads, step, single) in [(1, tokens, tokens), (2, 500, 1290), (7, 1024, 1024)] {
                 let backend = Backend::new(isa, threads).unwrap();
-                let mut layer = KvLayer::new(kv_heads, d, KvType::BF16);
+                let mut layer = Sequences::new(kv_heads, d, KvType::BF16, &[tokens], &mut rng);
                 let mut scratch = AttentionScratch::default();
                 let mut out = vec![0.0; q.len()];
                 let mut t0 = 0;
                 while t0 < tokens {
                     let t1 = if t0 >= single { t0 + 1 } else { (t0 + step).min(single) }.min(tokens);
-                    layer.append(&backend, &mut scratch, &k[t0 * d..t1 * d], &v[t0 * d..t1 * d]);
                     let rows = t0 * heads * d..t1 * heads * d;
-                    layer.attend(&backend, &mut scratch, AttentionRule { heads, scale, window }, &q[rows.clone()], &mut out[rows]);
+                    let operands = [&q[rows.clone()], &k[t0 * d..t1 * d], &v[t0 * d..t1 * d]];
+                    layer.pass(&backend, &mut scratch, &[t1 - t0], AttentionRule { heads, scale, window }, operands, &mut out[rows]);
                     t0 = t1;
                 }
                 // as in the short test; values lie in [-1, 1] and are averaged
@@ -121,8 +172,8 @@ fn long_contexts_are_joined_alike_in_prefill_and_decode() {
     }
 }
 
-/// Several sequences in one call, each with its own length, number of query tokens and storage: every row is what it is
-/// when its sequence is alone.
+/// Several sequences in one call, each with its own length and number of query tokens: every row is what it is when its
+/// sequence is alone.
 #[test]
 fn sequences_side_by_side_are_as_if_alone() {
     let mut rng = Rng(6);
@@ -130,41 +181,40 @@ fn sequences_side_by_side_are_as_if_alone() {
     // tokens that are there before, and new ones: decode steps, chunks of prompts, one that is not part of this pass
     let mixtures: [&[(usize, usize)]; 4] =
         [&[(0, 5), (63, 1), (64, 1), (700, 1), (10, 70)], &[(1300, 1)], &[(1100, 1), (0, 1), (3, 1), (2, 0), (520, 3)], &[(5, 1); 40]];
-    for (mixture, window) in mixtures.iter().flat_map(|m| [(m, None), (m, Some(600)), (m, Some(3))]) {
+    for (i, (mixture, window)) in mixtures.iter().flat_map(|m| [(m, None), (m, Some(600)), (m, Some(3))]).enumerate() {
+        let kind = KvType::ALL[i % KvType::ALL.len()];
         let rule = AttentionRule { heads, scale: 0.4, window };
         let lengths: Vec<usize> = mixture.iter().map(|(before, new)| before + new).collect();
-        let (kvs, new): (Vec<_>, usize) = (
-            lengths.iter().map(|n| (rng.floats(n * kv_heads * d), rng.floats(n * kv_heads * d))).collect(),
-            mixture.iter().map(|(_, new)| new).sum(),
-        );
-        let q = rng.floats(new * heads * d);
+        let (before, new): (Vec<usize>, Vec<usize>) = mixture.iter().copied().unzip();
+        let kvs: Vec<_> = lengths.iter().map(|n| (rng.floats(n * kv_heads * d), rng.floats(n * kv_heads * d))).collect();
+        let q = rng.floats(new.iter().sum::<usize>() * heads * d);
+        let cut = |part: &dyn Fn(&(Vec<f32>, Vec<f32>), usize) -> Vec<f32>| -> Vec<f32> {
+            kvs.iter().zip(&before).flat_map(|(kv, before)| part(kv, before * kv_heads * d)).collect()
+        };
+        let old = [cut(&|kv, at| kv.0[..at].to_vec()), cut(&|kv, at| kv.1[..at].to_vec())];
+        let fresh = [cut(&|kv, at| kv.0[at..].to_vec()), cut(&|kv, at| kv.1[at..].to_vec())];
         for isa in Isa::available() {
             let alone = Backend::new(isa, 1).unwrap();
             let mut scratch = AttentionScratch::default();
             let mut want = vec![];
             for (i, (k, v)) in kvs.iter().enumerate() {
-                let mut layer = KvLayer::new(kv_heads, d, KvType::ALL[i % 3]);
-                layer.append(&alone, &mut scratch, k, v);
-                let rows = want.len()..want.len() + mixture[i].1 * heads * d;
+                let mut one = Sequences::new(kv_heads, d, kind, &lengths[i..i + 1], &mut rng);
+                let at = before[i] * kv_heads * d;
+                one.append(&alone, &mut scratch, &before[i..i + 1], &k[..at], &v[..at]);
+                one.count(&before[i..i + 1]);
+                let rows = want.len()..want.len() + new[i] * heads * d;
                 want.resize(rows.end, 0.0);
-                layer.attend(&alone, &mut scratch, rule, &q[rows.clone()], &mut want[rows]);
+                one.pass(&alone, &mut scratch, &new[i..i + 1], rule, [&q[rows.clone()], &k[at..], &v[at..]], &mut want[rows]);
             }
             for threads in [1, 2, 13] {
                 let backend = Backend::new(isa, threads).unwrap();
-                let mut layers: Vec<KvLayer> = (0..kvs.len()).map(|i| KvLayer::new(kv_heads, d, KvType::ALL[i % 3])).collect();
-                let (mut keys, mut values) = (vec![], vec![]);
-                for ((layer, (k, v)), (before, _)) in layers.iter_mut().zip(&kvs).zip(*mixture) {
-                    let at = before * kv_heads * d;
-                    layer.append(&backend, &mut scratch, &k[..at], &v[..at]);
-                    keys.extend_from_slice(&k[at..]);
-                    values.extend_from_slice(&v[at..]);
-                }
-                let tokens = || mixture.iter().map(|(_, new)| *new);
-                backend.append(&mut scratch, layers.iter_mut().zip(tokens()), &keys, &values);
+                let mut all = Sequences::new(kv_heads, d, kind, &lengths, &mut rng);
+                all.append(&backend, &mut scratch, &before, &old[0], &old[1]);
+                all.count(&before);
                 let mut out = vec![0.0; q.len()];
-                backend.attend(&mut scratch, rule, layers.iter().zip(tokens()), &q, &mut out);
+                all.pass(&backend, &mut scratch, &new, rule, [&q, &fresh[0], &fresh[1]], &mut out);
                 let other = out.iter().zip(&want).position(|(a, b)| a.to_bits() != b.to_bits());
-                assert_eq!(other, None, "{mixture:?} {window:?} {isa:?} {threads} threads");
+                assert_eq!(other, None, "{mixture:?} {window:?} {kind:?} {isa:?} {threads} threads");
             }
         }
     }
@@ -174,61 +224,114 @@ fn sequences_side_by_side_are_as_if_alone() {
 fn room_is_made_ahead_and_given_back() {
     let backend = Backend::new(Isa::choose(None).unwrap(), 1).unwrap();
     let mut scratch = AttentionScratch::default();
-    let mut layer = KvLayer::new(2, 16, KvType::F32);
-    let page = 64 * 2 * 2 * 16 * 4;
-    layer.reserve(10_000);
-    assert!(layer.capacity() >= 10_000 && layer.capacity() < 10_064);
-    assert_eq!(layer.bytes(), 0, "nothing was written yet");
+    let shape = KvShape { layers: 1, kv_heads: 2, head_dim: 16, kind: KvType::F32 };
+    assert_eq!((shape.token_bytes(), shape.block_bytes()), (2 * 2 * 16 * 4, BLOCK * 2 * 2 * 16 * 4));
+    let mut pool = KvPool::new(shape);
+    let mut table = KvTable::new(0);
+    pool.grow(625);
+    (0..625).for_each(|block| table.push(block));
+    assert_eq!((table.capacity(), pool.blocks(), pool.bytes()), (10_000, 625, 0), "nothing was written yet");
     let rows = vec![1.0; 5000 * 32];
-    layer.append(&backend, &mut scratch, &rows, &rows);
-    assert_eq!((layer.bytes(), layer.len()), (79 * page, 5000));
-    layer.truncate(70);
-    assert_eq!((layer.bytes(), layer.len()), (79 * page, 70), "what was written to stays memory");
-    layer.shrink(100);
-    assert!(layer.capacity() >= 100 && layer.capacity() < 5000 && layer.bytes() == layer.capacity() / 64 * page);
-    layer.reserve(5000);
-    layer.append(&backend, &mut scratch, &rows[..32 * 4000], &rows[..32 * 4000]);
-    assert_eq!(layer.len(), 4070);
-    // one that nobody planned for grows by itself, in ever larger steps
-    let mut grown = KvLayer::new(2, 16, KvType::F32);
-    for _ in 0..500 {
-        grown.append(&backend, &mut scratch, &rows[..32], &rows[..32]);
+    let mut append = |pool: &mut KvPool, table: &mut KvTable, tokens: usize| {
+        backend.append(&mut scratch, pool, 0, std::iter::once((&*table, tokens)), &rows[..32 * tokens], &rows[..32 * tokens]);
+        pool.count(table, tokens);
+    };
+    append(&mut pool, &mut table, 5000);
+    assert_eq!((pool.bytes(), table.len()), (313 * shape.block_bytes(), 5000));
+    assert_eq!(table.truncate(70), 70);
+    assert_eq!((pool.bytes(), table.len()), (313 * shape.block_bytes(), 70), "what was written to stays memory");
+    while table.blocks().len() > 10 {
+        table.pop_unused().unwrap();
     }
-    assert_eq!((grown.len(), grown.bytes(), grown.capacity()), (500, 8 * page, 512));
+    pool.shrink(10);
+    assert!(pool.blocks() >= 10 && pool.blocks() < 313 && pool.bytes() == pool.blocks() * shape.block_bytes());
+    while table.pop_unused().is_some() {}
+    assert_eq!(table.capacity(), 80, "tokens keep their blocks");
+    assert!(KvPool::with_blocks(shape, usize::MAX).is_err() && KvPool::with_blocks(shape, 1 << 33).is_err());
 }
 
 #[test]
-fn a_truncated_cache_continues_as_if_new() {
+fn a_truncated_sequence_continues_as_if_new() {
     let mut rng = Rng(2);
     let backend = Backend::new(Isa::choose(None).unwrap(), 1).unwrap();
     let (k, v) = (rng.floats(100 * 16), rng.floats(100 * 16));
     let q = rng.floats(32);
     let mut scratch = AttentionScratch::default();
-    let mut whole = KvLayer::new(1, 16, KvType::F16);
-    whole.append(&backend, &mut scratch, &k[..70 * 16], &v[..70 * 16]);
-    let mut cut = KvLayer::new(1, 16, KvType::F16);
-    cut.append(&backend, &mut scratch, &k, &v);
-    cut.truncate(65);
-    cut.append(&backend, &mut scratch, &k[65 * 16..70 * 16], &v[65 * 16..70 * 16]);
+    let rule = AttentionRule { heads: 2, scale: 0.25, window: None };
+    let mut whole = Sequences::new(1, 16, KvType::F16, &[100], &mut rng);
+    whole.append(&backend, &mut scratch, &[69], &k[..69 * 16], &v[..69 * 16]);
+    whole.count(&[69]);
+    let mut cut = Sequences::new(1, 16, KvType::F16, &[100], &mut rng);
+    cut.append(&backend, &mut scratch, &[100], &k, &v);
+    cut.count(&[100]);
+    assert_eq!(cut.tables[0].truncate(65), 65);
+    cut.append(&backend, &mut scratch, &[4], &k[65 * 16..69 * 16], &v[65 * 16..69 * 16]);
+    cut.count(&[4]);
     let mut outs = [vec![0.0; 32], vec![0.0; 32]];
-    for (layer, out) in [whole, cut].iter().zip(&mut outs) {
-        layer.attend(&backend, &mut scratch, AttentionRule { heads: 2, scale: 0.25, window: None }, &q, out);
+    for (layer, out) in [&mut whole, &mut cut].into_iter().zip(&mut outs) {
+        layer.pass(&backend, &mut scratch, &[1], rule, [&q, &k[69 * 16..70 * 16], &v[69 * 16..70 * 16]], out);
     }
     assert_eq!(outs[0], outs[1]);
+}
+
+/// A fork shares full blocks and has a copy of the last; neither sees what the other adds.
+#[test]
+fn forks_go_on_apart() {
+    let mut rng = Rng(8);
+    let backend = Backend::new(Isa::choose(None).unwrap(), 2).unwrap();
+    let mut scratch = AttentionScratch::default();
+    let rule = AttentionRule { heads: 2, scale: 0.25, window: None };
+    let (k, v, q) = (rng.floats(80 * 16), rng.floats(80 * 16), rng.floats(80 * 32));
+    for kind in KvType::ALL {
+        for before in [1, 16, 37, 64] {
+            let alone = |rng: &mut Rng, scratch: &mut AttentionScratch, from: usize| {
+                let mut one = Sequences::new(1, 16, kind, &[before + 5], rng);
+                one.append(&backend, scratch, &[before], &k[..before * 16], &v[..before * 16]);
+                one.count(&[before]);
+                let (new, mut out) = (from * 16..(from + 5) * 16, vec![0.0; 5 * 32]);
+                one.pass(&backend, scratch, &[5], rule, [&q[..5 * 32], &k[new.clone()], &v[new]], &mut out);
+                out
+            };
+            let want = [alone(&mut rng, &mut scratch, 65), alone(&mut rng, &mut scratch, 70)].concat();
+            let mut both = Sequences::new(1, 16, kind, &[before + 5, 2 * BLOCK], &mut rng);
+            let spare = both.tables.pop().unwrap();
+            both.append(&backend, &mut scratch, &[before], &k[..before * 16], &v[..before * 16]);
+            both.count(&[before]);
+            let mut fork = both.tables[0].fork(1);
+            spare.blocks().iter().for_each(|&block| fork.push(block));
+            both.pool.copy_tail(&both.tables[0], &fork);
+            both.tables.push(fork);
+            let mut out = vec![0.0; want.len()];
+            let queries = [&q[..5 * 32], &q[..5 * 32]].concat();
+            both.pass(&backend, &mut scratch, &[5, 5], rule, [&queries, &k[65 * 16..75 * 16], &v[65 * 16..75 * 16]], &mut out);
+            assert!(out.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()), "{kind:?} {before}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "two sequences")]
+fn a_block_is_not_written_for_two_sequences() {
+    let backend = Backend::new(Isa::Scalar, 1).unwrap();
+    let mut pool = KvPool::with_blocks(KvShape { layers: 1, kv_heads: 1, head_dim: 16, kind: KvType::F16 }, 2).unwrap();
+    let mut tables = [KvTable::new(0), KvTable::new(1)];
+    tables.iter_mut().for_each(|table| table.push(1));
+    let sequences = tables.iter().map(|table| (table, 1));
+    backend.append(&mut AttentionScratch::default(), &mut pool, 0, sequences, &[0.0; 32], &[0.0; 32]);
 }
 
 #[test]
 fn a_nan_is_not_hidden_by_the_softmax() {
     for isa in Isa::available() {
         let backend = Backend::new(isa, 1).unwrap();
-        let mut layer = KvLayer::new(1, 16, KvType::F32);
+        let mut layer = Sequences::new(1, 16, KvType::F32, &[3], &mut Rng(1));
         let mut scratch = AttentionScratch::default();
         let mut k = vec![0.5; 3 * 16];
         k[20] = f32::NAN;
-        layer.append(&backend, &mut scratch, &k, &[1.0; 48]);
-        let mut out = [0.0; 16];
-        layer.attend(&backend, &mut scratch, AttentionRule { heads: 1, scale: 1.0, window: None }, &[1.0; 16], &mut out);
-        assert!(out.iter().all(|v| v.is_nan()), "{isa:?}");
+        let mut out = [0.0; 48];
+        let rule = AttentionRule { heads: 1, scale: 1.0, window: None };
+        layer.pass(&backend, &mut scratch, &[3], rule, [&[1.0; 48], &k, &[1.0; 48]], &mut out);
+        assert!(out[16..].iter().all(|v| v.is_nan()) && out[0].is_finite(), "{isa:?}");
     }
 }
 

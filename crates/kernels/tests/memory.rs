@@ -2,8 +2,8 @@
 //! step once its buffers have grown.
 
 use billfish_formats::Checkpoint;
-use billfish_kernels::{Activations, AttentionScratch, Backend, Isa, KvLayer, KvType};
-use billfish_models::{Cache, LoadOptions, Logits, Model, Part, Scratch};
+use billfish_kernels::{Activations, AttentionScratch, BLOCK, Backend, Isa, KvPool, KvShape, KvTable, KvType};
+use billfish_models::{LoadOptions, Logits, Model, Part, Scratch, Sequence};
 use billfish_quantize::synth;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -135,20 +135,27 @@ fn no_allocation_in_decode(checkpoint: &Checkpoint) {
 fn a_decode_step_of_a_batch_allocates_nothing() {
     let (_dir, checkpoint) = folder("tiny:w4g32");
     let model = load(&checkpoint, Activations::Exact);
-    let mut caches: [Cache; 5] = std::array::from_fn(|_| model.new_cache(700));
+    let mut pool = KvPool::with_blocks(model.kv_shape(), 5 * 44).unwrap();
     let mut scratch = Scratch::default();
-    for (i, cache) in caches.iter_mut().enumerate() {
-        model.forward(cache, &vec![4; 1 + 100 * i], Logits::None, &mut scratch).unwrap();
+    let mut sequences: [Sequence; 5] = std::array::from_fn(|i| {
+        let mut sequence = model.new_sequence(i as u32, 700);
+        // every fifth block
+        (0..44).for_each(|block| sequence.table_mut().push(5 * block + i as u32));
+        sequence
+    });
+    for (i, sequence) in sequences.iter_mut().enumerate() {
+        let part = Part { sequence, tokens: &vec![4; 1 + 100 * i], want: Logits::None };
+        model.forward_batch(&mut pool, &mut [part], &mut scratch).unwrap();
     }
     let mut step = |token: u32| {
         let tokens = [token];
-        let mut parts = caches.each_mut().map(|cache| Part { cache, tokens: &tokens, want: Logits::Last });
-        let logits = model.forward_batch(&mut parts, &mut scratch).unwrap();
+        let mut parts = sequences.each_mut().map(|sequence| Part { sequence, tokens: &tokens, want: Logits::Last });
+        let logits = model.forward_batch(&mut pool, &mut parts, &mut scratch).unwrap();
         (0..5).for_each(|i| assert!(!logits.of(i).unwrap().is_empty()));
     };
     step(1);
     let count = allocations(&model, || (0..200).for_each(|i| step(i % 90)));
-    assert_eq!((count, caches[4].len()), (0, 602));
+    assert_eq!((count, sequences[4].len()), (0, 602));
 }
 
 /// Reserved pages take memory when they are written to and not before.
@@ -163,15 +170,20 @@ fn room_for_a_long_plan_is_no_memory() {
     let (kv_heads, head_dim) = (8, 128);
     let token = 2 * kv_heads * head_dim * 4;
     let before = resident();
-    let mut layer = KvLayer::new(kv_heads, head_dim, KvType::F32);
-    layer.reserve((1 << 30) / token);
-    assert!(layer.capacity() * token >= 1 << 30 && layer.bytes() == 0);
+    let shape = KvShape { layers: 1, kv_heads, head_dim, kind: KvType::F32 };
+    let mut pool = KvPool::new(shape);
+    let blocks = (1 << 30) / shape.block_bytes();
+    pool.grow(blocks);
+    assert!(shape.token_bytes() == token && pool.blocks() == blocks && pool.bytes() == 0);
+    let mut table = KvTable::new(0);
+    (0..blocks as u32).for_each(|block| table.push(block));
     let rows = vec![1.0; 100 * kv_heads * head_dim];
-    layer.append(&backend, &mut AttentionScratch::default(), &rows, &rows);
-    assert_eq!(layer.bytes(), 128 * token);
+    let sequences = std::iter::once((&table, 100));
+    backend.append(&mut AttentionScratch::default(), &mut pool, 0, sequences, &rows, &rows);
+    assert_eq!(pool.bytes(), 100usize.next_multiple_of(BLOCK) * token);
     // a slab has 32 MiB, and where pages are huge its first 2 MiB come with the allocator's own note at its beginning
     let grown = resident().saturating_sub(before);
-    assert!(grown < 160 << 20, "{grown} bytes became resident for {} reserved ones", layer.capacity() * token);
+    assert!(grown < 160 << 20, "{grown} bytes became resident for {} reserved ones", table.capacity() * token);
 }
 
 /// One test: while a second one runs or ends, the harness allocates too.

@@ -1,6 +1,6 @@
 //! What a pass over several sequences takes and gives.
 
-use crate::{Cache, ModelError};
+use crate::{ModelError, Sequence};
 use std::ops::Range;
 
 /// Which rows of logits a forward pass is to give.
@@ -27,8 +27,8 @@ impl Logits {
 
 /// One sequence's part of a pass.
 pub struct Part<'a> {
-    /// What the sequence has seen; `tokens` are added to it.
-    pub cache: &'a mut Cache,
+    /// What it has seen; `tokens` are added to it.
+    pub sequence: &'a mut Sequence,
     /// The tokens to run: a piece of a prompt, or the one that was chosen last.
     pub tokens: &'a [u32],
     /// Which of their logits are wanted.
@@ -43,13 +43,13 @@ pub(crate) struct Given {
     position: usize,
 }
 
-/// Lists the rows that the parts want; must be called before their tokens are in the caches.
+/// Lists the rows that the parts want; must be called before their tokens are counted.
 pub(crate) fn list(parts: &[Part], given: &mut Vec<Given>) {
     given.clear();
     let mut at = 0;
     for p in parts {
         let rows = p.want.rows(p.tokens.len());
-        given.push(Given { rows: at..at + rows, position: p.cache.len() + p.tokens.len() - rows });
+        given.push(Given { rows: at..at + rows, position: p.sequence.len() + p.tokens.len() - rows });
         at += rows;
     }
 }

@@ -5,10 +5,13 @@ use crate::cache::CacheUse;
 use crate::feed_forward::{FeedForward, MoeScratch};
 use crate::head::HeadRounding;
 use crate::load::{LoadOptions, ModuleUse};
-use crate::pass::{Pass, Sequences};
+use crate::pass::{OverCache, Pass};
 use crate::rope::Angles;
+use crate::sequence::{Cache, RESERVED_AHEAD, Sequence};
 use crate::{DecoderConfig, ModelError};
-use billfish_kernels::{Activations, AttentionScratch, Backend, Input, KvLayer, MatmulScratch, PackedDense, Product, Table, Weight};
+use billfish_kernels::{
+    Activations, AttentionScratch, Backend, Input, KvPool, KvShape, MatmulScratch, PackedDense, Product, Table, Weight,
+};
 use billfish_tensor::ActivationScale;
 use std::sync::Arc;
 
@@ -73,48 +76,6 @@ pub struct Model {
     pub(crate) head: Option<HeadRounding>,
     pub(crate) cache: Option<CacheUse>,
 }
-
-/// What one sequence has seen: keys and values of every layer.
-pub struct Cache {
-    layers: Vec<KvLayer>,
-    frequencies: Vec<f32>,
-}
-
-impl Cache {
-    /// Tokens in the cache.
-    pub fn len(&self) -> usize {
-        self.layers.first().map_or(0, KvLayer::len)
-    }
-
-    /// Whether no token is in the cache.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Bytes of keys and values that were written to: what is only reserved takes no memory yet.
-    pub fn bytes(&self) -> usize {
-        self.layers.iter().map(KvLayer::bytes).sum()
-    }
-
-    /// Tokens that there is room for: no pass allocates any up to there.
-    pub fn capacity(&self) -> usize {
-        self.layers.first().map_or(0, KvLayer::capacity)
-    }
-
-    /// Makes room for `tokens` tokens in all. The system gives the memory as tokens come; of what is reserved and never
-    /// used only addresses are taken.
-    pub fn reserve(&mut self, tokens: usize) {
-        self.layers.iter_mut().for_each(|l| l.reserve(tokens));
-    }
-
-    /// Forgets all tokens from position `len` on; their room stays.
-    pub fn truncate(&mut self, len: usize) {
-        self.layers.iter_mut().for_each(|l| l.truncate(len));
-    }
-}
-
-/// Tokens that a plan reserves room for at most: plans may be far longer than what comes of them.
-pub const RESERVED_AHEAD: usize = 4096;
 
 /// Buffers of the forward pass, kept from call to call so that a decode step allocates nothing once they have grown.
 #[derive(Default)]
@@ -209,18 +170,27 @@ impl Model {
 
     /// Keys and values of one token, in bytes.
     pub fn kv_bytes_per_token(&self) -> usize {
+        self.kv_shape().token_bytes()
+    }
+
+    /// What a block of a pool holds that sequences of this model can lie in.
+    pub fn kv_shape(&self) -> KvShape {
         let c = &self.config;
-        c.layers * c.kv_heads * (c.head_dim + c.head_dim.next_multiple_of(16)) * self.options.kv().bytes()
+        KvShape { layers: c.layers, kv_heads: c.kv_heads, head_dim: c.head_dim, kind: self.options.kv() }
+    }
+
+    /// An empty sequence planned to reach `length` tokens, to be run over a pool of [this shape](Model::kv_shape); its slot
+    /// is another than those of sequences that are in the pool with it. The dynamic rope rule asks for the length: its
+    /// frequencies are those of a sequence of that many tokens from the first token on, so that results do not depend on how
+    /// the sequence was cut into passes.
+    pub fn new_sequence(&self, slot: u32, length: usize) -> Sequence {
+        Sequence::new(slot, self.config.rope.frequencies(length))
     }
 
     /// An empty cache for a sequence planned to reach `length` tokens, with room for them, but for no more than
-    /// [`RESERVED_AHEAD`]; it grows by itself beyond that, or before with [`Cache::reserve`]. The dynamic rope rule asks for
-    /// the length too: its frequencies are those of a sequence of that many tokens from the first token on, so that results
-    /// do not depend on how the sequence was cut into passes.
+    /// [`RESERVED_AHEAD`]; it grows by itself beyond that, or before with [`Cache::reserve`].
     pub fn new_cache(&self, length: usize) -> Cache {
-        let c = &self.config;
-        let layer = || KvLayer::new(c.kv_heads, c.head_dim, self.options.kv());
-        let mut cache = Cache { layers: (0..c.layers).map(|_| layer()).collect(), frequencies: c.rope.frequencies(length) };
+        let mut cache = Cache::new(KvPool::new(self.kv_shape()), self.new_sequence(0, length));
         cache.reserve(length.min(RESERVED_AHEAD));
         cache
     }
@@ -230,11 +200,12 @@ impl Model {
     /// Room is made as for a new cache, and what the plan does not need is given back.
     pub fn reuse(&self, cache: &mut Cache, keep: usize, length: usize) -> usize {
         let frequencies = self.config.rope.frequencies(length);
-        cache.truncate(if frequencies == cache.frequencies { keep } else { 0 });
-        cache.frequencies = frequencies;
-        cache.layers.iter_mut().for_each(|l| l.shrink(length));
+        let keep = if frequencies == cache.sequence.frequencies { keep } else { 0 };
+        cache.sequence.frequencies = frequencies;
+        let kept = cache.truncate(keep);
+        cache.shrink(length);
         cache.reserve(length.min(RESERVED_AHEAD));
-        cache.len()
+        kept
     }
 
     /// Runs `tokens` after those in `cache` and adds them to it. Returns the logits asked for, `[rows, vocab]`.
@@ -246,7 +217,10 @@ impl Model {
     /// [`ModelError::Token`] for an id outside the vocabulary (nothing is run), [`ModelError::NotANumber`] if the logits
     /// are not finite.
     pub fn forward<'s>(&self, cache: &mut Cache, tokens: &[u32], want: Logits, scratch: &'s mut Scratch) -> Result<&'s [f32], ModelError> {
-        self.forward_batch(&mut [Part { cache, tokens, want }], scratch)?.of(0)
+        self.check(tokens, cache.len())?;
+        cache.make_room(tokens.len());
+        let Cache { pool, sequence } = cache;
+        self.forward_batch(pool, &mut [Part { sequence, tokens, want }], scratch)?.of(0)
     }
 
     /// Checks that tokens, the first at position `start`, are in the vocabulary.
@@ -259,15 +233,24 @@ impl Model {
         wrong.map_or(Ok(()), |i| Err(ModelError::Token { token: tokens[i], position: start + i, vocabulary }))
     }
 
-    /// Runs parts of several sequences in one pass, which reads the weights once for all of them. Each sequence has a cache
-    /// of its own and any number of tokens, and its logits are those that it would have alone, to the last bit.
+    /// Runs parts of several sequences in one pass, which reads the weights once for all of them. Each sequence lies in
+    /// blocks of the pool, which must have room for its new tokens, and may bring any number of tokens; its logits are those
+    /// that it would have alone, to the last bit.
     ///
     /// # Errors
     /// [`ModelError::Token`] for an id outside the vocabulary: nothing is run. Whether logits are finite is checked where
     /// they are [taken](BatchLogits::of).
-    pub fn forward_batch<'s>(&self, parts: &mut [Part<'_>], scratch: &'s mut Scratch) -> Result<BatchLogits<'s>, ModelError> {
+    ///
+    /// # Panics
+    /// If the pool has another shape, a sequence lacks the blocks for its tokens, or two sequences would write to one block.
+    pub fn forward_batch<'s>(
+        &self,
+        pool: &mut KvPool,
+        parts: &mut [Part<'_>],
+        scratch: &'s mut Scratch,
+    ) -> Result<BatchLogits<'s>, ModelError> {
         let c = &self.config;
-        parts.iter().try_for_each(|p| self.check(p.tokens, p.cache.len()))?;
+        parts.iter().try_for_each(|p| self.check(p.tokens, p.sequence.len()))?;
         let m = parts.iter().map(|p| p.tokens.len()).sum();
         batch::list(parts, &mut scratch.given);
         if m == 0 {
@@ -279,11 +262,13 @@ impl Model {
         let mut rows = scratch.residual.chunks_exact_mut(c.hidden_size);
         for p in &*parts {
             p.tokens.iter().zip(&mut rows).for_each(|(token, row)| self.vocabulary.embed(*token as usize, row));
-            c.rope.angles(&p.cache.frequencies, p.cache.len(), p.tokens.len(), &mut scratch.angles);
+            c.rope.angles(p.sequence.frequencies(), p.sequence.len(), p.tokens.len(), &mut scratch.angles);
         }
         for (i, layer) in self.layers.iter().enumerate() {
-            pass.layer(layer, i, scratch, &mut InLayer { parts, layer: i });
+            let sequences = parts.iter().map(|p| (p.sequence.table(), p.tokens.len()));
+            pass.layer(layer, i, scratch, OverCache { pool, layer: i, sequences });
         }
+        parts.iter_mut().for_each(|p| pool.count(p.sequence.table_mut(), p.tokens.len()));
 
         let Scratch { matmul, residual, logits, given, .. } = scratch;
         let residual = &mut residual[..m * c.hidden_size];
@@ -294,21 +279,5 @@ impl Model {
             self.backend.matmul(matmul, input, rows, self.options.activations, &mut [Product::new(self.vocabulary.head(), logits)]);
         }
         Ok(BatchLogits { given, logits, vocabulary: c.vocab_size })
-    }
-}
-
-/// The parts of a pass in one layer.
-struct InLayer<'p, 'a> {
-    parts: &'p mut [Part<'a>],
-    layer: usize,
-}
-
-impl Sequences for InLayer<'_, '_> {
-    fn each_mut(&mut self) -> impl Iterator<Item = (&mut KvLayer, usize)> {
-        self.parts.iter_mut().map(|p| (&mut p.cache.layers[self.layer], p.tokens.len()))
-    }
-
-    fn each(&self) -> impl Iterator<Item = (&KvLayer, usize)> + Clone {
-        self.parts.iter().map(|p| (&p.cache.layers[self.layer], p.tokens.len()))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`Model::load`] reads a [`billfish_formats::Checkpoint`], checks that every expected tensor is there with the
 //! expected shape, and packs each weight into its kernel layout; tensors that no module asked for are then in
-//! [`billfish_formats::Checkpoint::unread`]. [`Model::forward`] runs tokens through the model against a [`Cache`], [`Model::forward_batch`] those of several sequences at once.
+//! [`billfish_formats::Checkpoint::unread`]. [`Model::forward`] runs tokens through the model against a [`Cache`], [`Model::forward_batch`] those of several [`Sequence`]s over one pool of blocks.
 //! [`DecoderConfig::compare`] tells what is missing and what is unused without reading a weight.
 //!
 //! The crate holds no `match` on a quantization format: a linear layer is a [`billfish_kernels::Weight`], whatever file
@@ -27,12 +27,14 @@ mod pass;
 mod plan;
 mod rope;
 mod routed;
+mod sequence;
 
 pub use architecture::supported;
 pub use batch::{BatchLogits, Logits, Part};
+pub use billfish_kernels::{BLOCK, KvPool, KvTable};
 pub use cache::CacheUse;
 pub use config::DecoderConfig;
-pub use decoder::{Cache, Model, RESERVED_AHEAD, Scratch};
+pub use decoder::{Model, Scratch};
 pub use error::ModelError;
 pub use head::HeadRounding;
 pub use load::{LoadOptions, ModuleUse, Progress};
@@ -40,3 +42,4 @@ pub use lone::{LoneLayer, embed, final_norm};
 pub use plan::{Comparison, Linear};
 pub use rope::Rope;
 pub use routed::MoeConfig;
+pub use sequence::{Cache, RESERVED_AHEAD, Sequence};

@@ -3,11 +3,11 @@
 use crate::decoder::{Layer, Scratch};
 use crate::feed_forward::{FeedForward, GateUp};
 use crate::load::LoadOptions;
-use crate::pass::{Pass, Sequences};
+use crate::pass::{OverCache, Pass};
 use crate::plan::{self, EMBEDDING, ExpertsPlan, FINAL_NORM, FeedForwardPlan, GateUpPlan, LayerPlan};
 use crate::{DecoderConfig, Linear, ModelError};
 use billfish_formats::Checkpoint;
-use billfish_kernels::{Backend, Input, KvLayer, Product, Weight};
+use billfish_kernels::{BLOCK, Backend, Input, KvPool, KvShape, KvTable, Product, Weight};
 use std::sync::Arc;
 
 /// Takes the number of a group and rows that the modules of this group see, `[rows, K]`.
@@ -25,15 +25,14 @@ pub struct LoneLayer {
 }
 
 /// Sequences from their beginning.
-struct Fresh(Vec<(KvLayer, usize)>);
+struct Fresh {
+    pool: KvPool,
+    tables: Vec<(KvTable, usize)>,
+}
 
-impl Sequences for Fresh {
-    fn each_mut(&mut self) -> impl Iterator<Item = (&mut KvLayer, usize)> {
-        self.0.iter_mut().map(|(kv, len)| (kv, *len))
-    }
-
-    fn each(&self) -> impl Iterator<Item = (&KvLayer, usize)> + Clone {
-        self.0.iter().map(|(kv, len)| (kv, *len))
+impl Fresh {
+    fn over(&mut self) -> OverCache<'_, impl Iterator<Item = (&KvTable, usize)> + Clone> {
+        OverCache { pool: &mut self.pool, layer: 0, sequences: self.tables.iter().map(|(table, len)| (table, *len)) }
     }
 }
 
@@ -147,12 +146,17 @@ impl LoneLayer {
         s.residual[..rows.len()].copy_from_slice(rows);
         s.angles.clear();
         lengths.iter().for_each(|&len| c.rope.angles(&c.rope.frequencies(len), 0, len, &mut s.angles));
-        let fresh = |&len: &usize| {
-            let mut kv = KvLayer::new(c.kv_heads, c.head_dim, self.options.kv());
-            kv.reserve(len);
-            (kv, len)
+        let shape = KvShape { layers: 1, kv_heads: c.kv_heads, head_dim: c.head_dim, kind: self.options.kv() };
+        let mut pool = KvPool::new(shape);
+        let mut table = |slot: usize, len: usize| {
+            let mut table = KvTable::new(slot as u32);
+            let from = pool.blocks();
+            pool.grow(from + len.div_ceil(BLOCK));
+            (from..pool.blocks()).for_each(|block| table.push(block as u32));
+            (table, len)
         };
-        Fresh(lengths.iter().map(fresh).collect())
+        let tables = lengths.iter().enumerate().map(|(slot, &len)| table(slot, len)).collect();
+        Fresh { pool, tables }
     }
 
     /// Replaces `rows` by what comes out of the layer: sequences of these `lengths`, one after another, each from its
@@ -163,7 +167,7 @@ impl LoneLayer {
     pub fn run(&mut self, rows: &mut [f32], lengths: &[usize]) {
         let mut sequences = self.begin(rows, lengths);
         let pass = Pass { config: &self.config, backend: &self.backend, activations: self.options.activations, m: lengths.iter().sum() };
-        pass.layer(&self.layer, self.index, &mut self.scratch, &mut sequences);
+        pass.layer(&self.layer, self.index, &mut self.scratch, sequences.over());
         rows.copy_from_slice(&self.scratch.residual[..rows.len()]);
     }
 
@@ -182,7 +186,7 @@ impl LoneLayer {
             pass.norm(&layer.attention_norm, s);
             return look(0, &s.normed[..hidden]);
         }
-        pass.attend(layer, s, &mut sequences);
+        pass.attend(layer, s, sequences.over());
         if step == 1 {
             return look(0, &s.mixed[..m * self.config.heads * self.config.head_dim]);
         }

@@ -3,7 +3,7 @@
 use crate::DecoderConfig;
 use crate::decoder::{Layer, Scratch, room};
 use crate::feed_forward::{FeedForward, GateUp, Mlp};
-use billfish_kernels::{Activations, AttentionRule, AttentionScratch, Backend, Input, KvLayer, Product, Weight};
+use billfish_kernels::{Activations, AttentionRule, Backend, Input, KvPool, KvTable, Product, Weight};
 
 /// What all layers of a pass share.
 pub(crate) struct Pass<'a> {
@@ -14,12 +14,12 @@ pub(crate) struct Pass<'a> {
     pub m: usize,
 }
 
-/// The sequences of a pass: the keys and values of one layer, and how many of the rows belong to each.
-pub(crate) trait Sequences {
-    /// Each of them, to add to.
-    fn each_mut(&mut self) -> impl Iterator<Item = (&mut KvLayer, usize)>;
-    /// Each of them.
-    fn each(&self) -> impl Iterator<Item = (&KvLayer, usize)> + Clone;
+/// Where the keys and values of a layer are: sequences in a pool, with how many of the rows belong to each.
+pub(crate) struct OverCache<'p, I> {
+    pub pool: &'p mut KvPool,
+    /// The number of the layer in the pool.
+    pub layer: usize,
+    pub sequences: I,
 }
 
 impl Pass<'_> {
@@ -49,7 +49,7 @@ impl Pass<'_> {
     }
 
     /// Query, key and value of the residual stream, rotation, and attention: what the output module sees is in `mixed` then.
-    pub fn attend(&self, layer: &Layer, s: &mut Scratch, sequences: &mut impl Sequences) {
+    pub fn attend<'k>(&self, layer: &Layer, s: &mut Scratch, over: OverCache<'_, impl Iterator<Item = (&'k KvTable, usize)> + Clone>) {
         let (c, m, backend, a) = (self.config, self.m, self.backend, &layer.attention);
         let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let Scratch { matmul, attention, angles, residual, query, key, value, mixed, .. } = s;
@@ -68,22 +68,10 @@ impl Pass<'_> {
         }
         backend.rows(query, q_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
         backend.rows(key, kv_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
-        self.over_cache(attention, sequences, a.window, [query, key, value], mixed);
-    }
-
-    /// Adds keys and values to the caches, and attends.
-    fn over_cache(
-        &self,
-        scratch: &mut AttentionScratch,
-        sequences: &mut impl Sequences,
-        window: Option<usize>,
-        [query, key, value]: [&mut [f32]; 3],
-        mixed: &mut [f32],
-    ) {
-        let c = self.config;
-        self.backend.append(scratch, sequences.each_mut(), key, value);
-        let rule = AttentionRule { heads: c.heads, scale: 1.0 / (c.head_dim as f32).sqrt(), window };
-        self.backend.attend(scratch, rule, sequences.each(), query, mixed);
+        let OverCache { pool, layer, sequences } = over;
+        backend.append(attention, pool, layer, sequences.clone(), key, value);
+        let rule = AttentionRule { heads: c.heads, scale: 1.0 / (c.head_dim as f32).sqrt(), window: a.window };
+        backend.attend(attention, pool, layer, rule, sequences, query, mixed);
     }
 
     /// The output module: `mixed` to the residual stream.
@@ -146,8 +134,14 @@ impl Pass<'_> {
     }
 
     /// A whole layer.
-    pub fn layer(&self, layer: &Layer, index: usize, s: &mut Scratch, sequences: &mut impl Sequences) {
-        self.attend(layer, s, sequences);
+    pub fn layer<'k>(
+        &self,
+        layer: &Layer,
+        index: usize,
+        s: &mut Scratch,
+        over: OverCache<'_, impl Iterator<Item = (&'k KvTable, usize)> + Clone>,
+    ) {
+        self.attend(layer, s, over);
         self.output(layer, s);
         self.feed_forward(layer, index, s);
     }

@@ -2,7 +2,7 @@
 
 use billfish_formats::Checkpoint;
 use billfish_kernels::{Activations, Backend, Isa};
-use billfish_models::{Cache, LoadOptions, Logits, Model, ModelError, Part, Scratch};
+use billfish_models::{BLOCK, KvPool, LoadOptions, Logits, Model, ModelError, Part, Scratch, Sequence};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,35 +26,45 @@ impl Random {
 }
 
 /// One sequence of a random plan.
-struct Sequence {
-    cache: Cache,
+struct Plan {
+    sequence: Sequence,
     tokens: Vec<u32>,
     /// Its logits when it runs alone, all of them.
     alone: Vec<f32>,
 }
 
-fn sequences(model: &Model, count: usize, random: &mut Random, scratch: &mut Scratch) -> Vec<Sequence> {
-    let mut sequence = |_| {
+/// Sequences whose blocks are anywhere in a pool.
+fn sequences(model: &Model, count: usize, random: &mut Random, scratch: &mut Scratch) -> (KvPool, Vec<Plan>) {
+    let mut pool = KvPool::new(model.kv_shape());
+    let mut free = vec![];
+    let plan = |slot: usize| {
         let length = 1 + random.below(100);
         let tokens: Vec<u32> = (0..length).map(|_| random.below(model.config().vocab_size) as u32).collect();
         let alone = model.forward(&mut model.new_cache(length), &tokens, Logits::All, scratch).unwrap().to_vec();
         // plans of different lengths: under the dynamic rule each has frequencies of its own
-        Sequence { cache: model.new_cache(length), tokens, alone }
+        let mut sequence = model.new_sequence(slot as u32, length);
+        for _ in 0..length.div_ceil(BLOCK) {
+            free.extend(pool.blocks() as u32..pool.blocks() as u32 + 3);
+            pool.grow(pool.blocks() + 3);
+            sequence.table_mut().push(free.swap_remove(random.below(free.len())));
+        }
+        Plan { sequence, tokens, alone }
     };
-    (0..count).map(&mut sequence).collect()
+    let plans = (0..count).map(plan).collect();
+    (pool, plans)
 }
 
 /// Runs all sequences to their ends in passes of random pieces, and compares what is asked for.
 fn mixed(model: &Model, name: &str, random: &mut Random) {
     let vocabulary = model.config().vocab_size;
     let scratch = &mut Scratch::default();
-    let mut all = sequences(model, 6, random, scratch);
+    let (mut pool, mut all) = sequences(model, 6, random, scratch);
     let (mut passes, mut compared) = (0, 0);
-    while all.iter().any(|s| s.cache.len() < s.tokens.len()) {
+    while all.iter().any(|s| s.sequence.len() < s.tokens.len()) {
         let mut wanted = vec![];
         let mut parts = vec![];
         for s in &mut all {
-            let from = s.cache.len();
+            let from = s.sequence.len();
             // a decode step, nothing, or a piece of a prompt
             let count = [1, 1, 0, 2 + random.below(40)][random.below(4)].min(s.tokens.len() - from);
             let want = [Logits::None, Logits::Last, Logits::All][random.below(3)];
@@ -64,9 +74,9 @@ fn mixed(model: &Model, name: &str, random: &mut Random) {
                 Logits::All => count,
             };
             wanted.push(&s.alone[(from + count - rows) * vocabulary..(from + count) * vocabulary]);
-            parts.push(Part { cache: &mut s.cache, tokens: &s.tokens[from..from + count], want });
+            parts.push(Part { sequence: &mut s.sequence, tokens: &s.tokens[from..from + count], want });
         }
-        let logits = model.forward_batch(&mut parts, scratch).unwrap();
+        let logits = model.forward_batch(&mut pool, &mut parts, scratch).unwrap();
         for (i, want) in wanted.iter().enumerate() {
             let found = logits.of(i).unwrap();
             assert_eq!(found.len(), want.len(), "{name}");
@@ -109,7 +119,7 @@ fn no_parts_and_no_tokens_give_nothing() {
     for name in ["llama-w4-sym-g128", "glm4-w4-sym-g32"] {
         let model = load(name, Activations::Exact, 2);
         let scratch = &mut Scratch::default();
-        model.forward_batch(&mut [], scratch).unwrap();
+        model.forward_batch(&mut KvPool::new(model.kv_shape()), &mut [], scratch).unwrap();
         let mut cache = model.new_cache(4);
         assert!(model.forward(&mut cache, &[], Logits::All, scratch).unwrap().is_empty() && cache.is_empty());
     }
@@ -118,12 +128,17 @@ fn no_parts_and_no_tokens_give_nothing() {
 #[test]
 fn one_wrong_token_stops_the_pass_before_it_runs() {
     let model = load("llama-w4-sym-g128", Activations::Exact, 1);
-    let [mut a, mut b] = [model.new_cache(8), model.new_cache(8)];
+    let mut pool = KvPool::with_blocks(model.kv_shape(), 2).unwrap();
+    let [mut a, mut b] = [0, 1].map(|slot| {
+        let mut sequence = model.new_sequence(slot, 8);
+        sequence.table_mut().push(slot);
+        sequence
+    });
     let scratch = &mut Scratch::default();
-    model.forward(&mut b, &[1, 2], Logits::None, scratch).unwrap();
+    model.forward_batch(&mut pool, &mut [Part { sequence: &mut b, tokens: &[1, 2], want: Logits::None }], scratch).unwrap();
     let mut parts =
-        [Part { cache: &mut a, tokens: &[3], want: Logits::Last }, Part { cache: &mut b, tokens: &[4, 999], want: Logits::Last }];
-    let error = model.forward_batch(&mut parts, scratch).err().unwrap();
+        [Part { sequence: &mut a, tokens: &[3], want: Logits::Last }, Part { sequence: &mut b, tokens: &[4, 999], want: Logits::Last }];
+    let error = model.forward_batch(&mut pool, &mut parts, scratch).err().unwrap();
     assert!(matches!(error, ModelError::Token { token: 999, position: 3, .. }), "{error}");
     assert_eq!((a.len(), b.len()), (0, 2));
 }

@@ -33,7 +33,9 @@ pub(crate) fn window(
     done: &mut dyn FnMut(usize),
     take: Take<'_>,
 ) -> Result<(), QuantizeError> {
-    runners.iter_mut().for_each(|r| r.cache.truncate(0));
+    for r in runners.iter_mut() {
+        r.cache.truncate(0);
+    }
     // the last token is only predicted: nothing follows that it could predict
     let (unscored, scored) = tokens[..tokens.len() - 1].split_at(first - 1);
     let mut at = 0;

@@ -5,6 +5,7 @@ use crate::config::{Config, ServedModel};
 use crate::control::Control;
 use crate::cors::Origins;
 use crate::error::{ApiError, ServerError};
+use crate::grammar::Grammars;
 use crate::ids;
 use crate::metrics::Metrics;
 use crate::record::LogLine;
@@ -14,10 +15,23 @@ use billfish_engine::Engine;
 use billfish_text::{ChatTemplate, TextError};
 use serde_json::Value;
 use std::sync::Arc;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 /// Hears of every request when its answer has ended.
 pub type Log = Box<dyn Fn(&LogLine) + Send + Sync>;
+
+/// Requests that are read at the same time: reading takes the processor from the model.
+const READERS: usize = 4;
+
+/// Normal forms of text may be shorter than the text, though not by more than this.
+const SHRINKING: usize = 4;
+
+/// Bytes of the longest text that may have as many tokens as the model takes.
+fn longest_prompt(model: &ServedModel) -> usize {
+    let bytes = |id| model.tokenizer.token_bytes(id).map_or(0, |b| b.len());
+    let longest = (0..model.vocab_size as u32).map(bytes).max().unwrap_or(0);
+    longest.saturating_mul(model.max_model_len).saturating_mul(SHRINKING)
+}
 
 /// The server's state.
 pub(crate) struct App {
@@ -29,6 +43,11 @@ pub(crate) struct App {
     pub keys: Keys,
     pub origins: Origins,
     pub templates: Templates,
+    pub grammars: Grammars,
+    /// Bytes of the longest text that could fit into the model.
+    longest_prompt: usize,
+    /// Requests whose text may be read at once.
+    reading: Semaphore,
     /// When the server started, in seconds since 1970.
     pub created: u64,
     /// What an inspection of the model said, once somebody asked.
@@ -96,6 +115,9 @@ impl App {
             metrics,
             control,
             templates,
+            grammars: Grammars::new(&model.tokenizer, model.vocab_size),
+            longest_prompt: longest_prompt(&model),
+            reading: Semaphore::new(READERS),
             created: ids::now(),
             inspection: OnceCell::new(),
             log,
@@ -107,6 +129,16 @@ impl App {
     /// The model's name in answers.
     pub fn name(&self) -> &str {
         &self.model.names[0]
+    }
+
+    /// The tokens of a prompt. A text that is far too long for the model is not even looked at.
+    pub fn encode(&self, text: &str, special: bool, source: &str) -> Result<Vec<u32>, ApiError> {
+        if text.len() > self.longest_prompt {
+            let (found, most, length) = (text.len(), self.longest_prompt, self.model.max_model_len);
+            let message = format!("the prompt has {found} bytes, and {length} tokens, which is what this model takes, have {most} at most");
+            return Err(ApiError::context(source, message));
+        }
+        Ok(self.model.tokenizer.encode(text, special)?)
     }
 
     pub fn log(&self, line: &LogLine) {
@@ -123,8 +155,14 @@ impl App {
 }
 
 /// Runs work that takes the processor for a while, such as reading a long text into tokens, where it holds up nobody.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(work).await {
+pub(crate) async fn blocking<T: Send + 'static>(
+    app: &Arc<App>,
+    work: impl FnOnce(&App) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    // the semaphore is never closed
+    let _turn = app.reading.acquire().await;
+    let app = Arc::clone(app);
+    match tokio::task::spawn_blocking(move || work(&app)).await {
         Ok(result) => result,
         Err(_) => Err(ApiError::internal("reading the request failed")),
     }

@@ -63,6 +63,10 @@ pub(crate) struct ApiError {
 /// Clients are asked to come back after so many seconds.
 const RETRY_SECONDS: u32 = 1;
 
+/// Characters of a path and of a message at most.
+const LONGEST_PARAM: usize = 200;
+const LONGEST_MESSAGE: usize = 1000;
+
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> ApiError {
         ApiError { status, kind, code, param: None, message: message.into(), headers: vec![] }
@@ -81,7 +85,10 @@ impl ApiError {
 
     /// A field with a value that cannot be used; `param` is its path.
     pub fn field(param: impl Into<String>, message: impl Into<String>) -> ApiError {
-        ApiError { param: Some(param.into()), ..ApiError::bad_request(message) }
+        // a client's own words are repeated only so far
+        let (param, message): (String, String) = (param.into(), message.into());
+        let (param, message) = (param.chars().take(LONGEST_PARAM).collect(), message.chars().take(LONGEST_MESSAGE).collect::<String>());
+        ApiError { param: Some(param), ..ApiError::bad_request(message) }
     }
 
     /// A field that this server knows and does not do.

@@ -19,6 +19,7 @@ mod cors;
 mod error;
 mod fields;
 mod gate;
+mod grammar;
 mod ids;
 mod listen;
 mod logprobs;

@@ -138,3 +138,63 @@ pub(crate) async fn inspect(State(app): State<Arc<App>>) -> Response {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fields::{Field, Rule};
+    use crate::{chat, completions, params, responses, tokens};
+    use std::collections::BTreeSet;
+
+    fn document() -> Value {
+        serde_json::from_str(OPENAPI).unwrap()
+    }
+
+    #[test]
+    fn every_route_is_described_and_no_other() {
+        let document = document();
+        let described: BTreeSet<(String, String)> = document["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(p, methods)| methods.as_object().unwrap().keys().map(|m| (p.clone(), m.to_ascii_uppercase())))
+            .collect();
+        let routes: BTreeSet<(String, String)> = ROUTES.iter().map(|(p, m)| ((*p).into(), (*m).into())).collect();
+        assert_eq!(described, routes);
+    }
+
+    #[test]
+    fn every_field_is_described_and_no_other() {
+        let document = document();
+        let check = |schema: &Value, tables: &[&[Field]]| {
+            let described: BTreeSet<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+            let fields = tables.iter().flat_map(|t| t.iter()).filter(|(_, rule)| !matches!(rule, Rule::Refused(_)));
+            assert_eq!(described, fields.map(|(name, _)| *name).collect());
+        };
+        let schemas = &document["components"]["schemas"];
+        check(&schemas["ChatRequest"], &[params::SHARED, chat::FIELDS]);
+        check(&schemas["CompletionRequest"], &[params::SHARED, completions::FIELDS]);
+        check(&schemas["ResponseRequest"], &[responses::FIELDS]);
+        check(&schemas["TokenizeRequest"]["anyOf"][0], &[tokens::TEXT]);
+        check(&schemas["TokenizeRequest"]["anyOf"][1], &[tokens::STRINGS]);
+        check(&schemas["DetokenizeRequest"], &[tokens::TOKENS]);
+    }
+
+    #[test]
+    fn references_lead_somewhere() {
+        let document = document();
+        fn walk(v: &Value, document: &Value) {
+            match v {
+                Value::Object(map) => {
+                    if let Some(to) = map.get("$ref").and_then(Value::as_str) {
+                        assert!(document.pointer(to.trim_start_matches('#')).is_some(), "{to}");
+                    }
+                    map.values().for_each(|v| walk(v, document));
+                }
+                Value::Array(list) => list.iter().for_each(|v| walk(v, document)),
+                _ => {}
+            }
+        }
+        walk(&document, &document);
+    }
+}

@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, Rule, expected, number, strings, tokens};
+use crate::grammar::Form;
 use crate::ids;
 use billfish_engine::{SamplingParams, Submission};
 use serde_json::Value;
@@ -48,6 +49,7 @@ pub(crate) const SHARED: &[Field] = &[
     ("return_token_ids", Rule::Used),
     ("add_special_tokens", Rule::Used),
     ("response_format", Rule::Used),
+    ("structured_outputs", Rule::Used),
     // labels, hints about speed and billing: answers are the same with and without
     ("user", Rule::Harmless),
     ("metadata", Rule::Harmless),
@@ -94,6 +96,8 @@ pub(crate) struct Params {
     pub stream: Option<StreamOptions>,
     /// The request's name, if it has one.
     pub request_id: Option<String>,
+    /// The form of the answer, if it has one.
+    pub form: Option<Form>,
 }
 
 /// How a stream is to look.
@@ -167,6 +171,7 @@ impl Params {
             return_token_ids: f.flag("return_token_ids")?,
             stream,
             request_id: request_id(f)?,
+            form: Form::read(f)?,
         })
     }
 
@@ -200,16 +205,28 @@ impl Params {
     }
 
     /// What the engine is asked for. `index` is the prompt's place among those of the request.
-    pub fn submission(&self, app: &App, prompt: Vec<u32>, max_tokens: usize, logprobs: Option<usize>, index: usize) -> Submission {
+    pub fn submission(
+        &self,
+        app: &App,
+        prompt: Vec<u32>,
+        max_tokens: usize,
+        logprobs: Option<usize>,
+        index: usize,
+    ) -> Result<Submission, ApiError> {
+        if self.min_tokens > max_tokens {
+            let message = format!("`min_tokens` is {} and there is room for {max_tokens}", self.min_tokens);
+            return Err(ApiError::field("min_tokens", message));
+        }
+        let constraint = self.form.as_ref().map(|form| app.grammars.compile(form)).transpose()?;
         let mut sampling = self.sampling.clone();
         // prompts of one request have streams of their own, as its choices have
         sampling.seed = sampling.seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        Submission {
+        Ok(Submission {
             prompt,
             sampling,
             n: self.n,
             max_tokens,
-            min_tokens: self.min_tokens.min(max_tokens),
+            min_tokens: self.min_tokens,
             stop: self.stop.clone(),
             include_stop: self.include_stop,
             stop_token_ids: self.stop_token_ids.clone(),
@@ -220,8 +237,8 @@ impl Params {
             priority: self.priority,
             deadline: app.config.request_timeout.map(|t| std::time::Instant::now() + t),
             cache_salt: self.cache_salt.clone(),
-            constraint: None,
-        }
+            constraint,
+        })
     }
 }
 

@@ -70,7 +70,7 @@ async fn answer(
         Ok(value) => value,
         Err(e) => return e.into_response(),
     };
-    match blocking(move || read(&app, &value)).await {
+    match blocking(&app, move |app| read(app, &value)).await {
         Ok(value) => Json(value).into_response(),
         Err(e) => e.into_response(),
     }

@@ -1,6 +1,7 @@
 //! Requests as a client makes them: tokens in, tokens out, sampling and text included.
 
 use crate::{Engine, EngineOptions, Error, Happened, LoadedModel, SamplingParams, Submission};
+use billfish_models::BLOCK;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -46,8 +47,12 @@ pub struct Served {
 pub fn serve(loaded: &LoadedModel, tasks: &[Task], at_once: usize, progress: &mut dyn FnMut()) -> Result<Served, Error> {
     let most = tasks.iter().map(|t| t.prompt.len() + t.output).max().unwrap_or(0);
     let arrival = Instant::now();
+    // room for all that run at once, and for what the engine keeps free while others run
+    let blocks = at_once.max(1) * most.div_ceil(BLOCK);
+    let blocks = blocks + blocks / 50 + 1;
     let options = EngineOptions {
-        kv_cache_memory: (at_once.max(1) * most.next_multiple_of(16) * loaded.model.kv_bytes_per_token()) as u64,
+        kv_cache_memory: (blocks * loaded.model.kv_shape().block_bytes()) as u64,
+        prefix_caching: false,
         max_num_seqs: at_once.max(1),
         max_waiting: tasks.len(),
         max_model_len: Some(most),

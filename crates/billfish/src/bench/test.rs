@@ -171,11 +171,11 @@ impl Runner<'_> {
 
     /// Seconds of one sample, the context being as deep as the test says.
     fn sample(&mut self, passes: &[(std::ops::Range<usize>, Logits)]) -> Result<f64, Error> {
-        for from in (self.cache.len().min(self.test.depth)..self.test.depth).step_by(self.chunk) {
+        let kept = self.cache.truncate(self.test.depth);
+        for from in (kept..self.test.depth).step_by(self.chunk) {
             let to = self.test.depth.min(from + self.chunk);
             self.model.forward(&mut self.cache, &self.tokens[from..to], Logits::None, &mut self.scratch)?;
         }
-        self.cache.truncate(self.test.depth);
         let begin = Instant::now();
         for (tokens, logits) in passes {
             self.model.forward(&mut self.cache, &self.tokens[tokens.clone()], *logits, &mut self.scratch)?;

@@ -5,7 +5,7 @@ mod request;
 mod stream;
 
 pub(crate) use messages::normalised;
-pub(crate) use request::{ChatRequest, FIELDS, response_format};
+pub(crate) use request::{ChatRequest, FIELDS};
 
 use crate::answer::{Answer, Choice};
 use crate::app::{App, blocking};
@@ -77,10 +77,9 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) ->
 
 async fn answer(app: Arc<App>, request: Request<Body>, record: Option<&Record>) -> Result<Response, ApiError> {
     let value = body::json(&app, request).await?;
-    let reading = Arc::clone(&app);
-    let (chat, submission) = blocking(move || {
-        let chat = ChatRequest::read(&reading, &value)?;
-        let submission = chat.submission(&reading)?;
+    let (chat, submission) = blocking(&app, move |app| {
+        let chat = ChatRequest::read(app, &value)?;
+        let submission = chat.submission(app)?;
         Ok((chat, submission))
     })
     .await?;

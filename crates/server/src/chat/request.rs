@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, Rule};
 use crate::params::{Params, SHARED};
-use crate::tools::{Choice, Parser, Tools};
+use crate::tools::{Parser, Tools};
 use billfish_engine::Submission;
 use serde_json::{Map, Value};
 
@@ -56,15 +56,22 @@ impl ChatRequest {
         let messages = normalised(f.array("messages")?.unwrap_or_default())?;
         let tools = Tools::read(&f)?;
         supported(app, &tools)?;
-        response_format(&f)?;
         let continued = f.flag("continue_final_message")?;
         let generation_prompt = f.bool("add_generation_prompt")?.unwrap_or(!continued);
         if continued && generation_prompt {
             let message = "`continue_final_message` needs `add_generation_prompt`: false";
             return Err(ApiError::field("continue_final_message", message));
         }
+        let mut params = Params::read(app, &f)?;
+        if let Some(form) = app.templates.shown.dialect.and_then(|d| tools.form(d, &app.model.tokenizer)) {
+            if let Some(other) = &params.form {
+                let field = other.field;
+                return Err(ApiError::field(field, format!("`{field}` gives the answer another form than `tool_choice`; use one")));
+            }
+            params.form = Some(form);
+        }
         Ok(ChatRequest {
-            params: Params::read(app, &f)?,
+            params,
             messages,
             tools,
             logprobs: logprobs(app, &f)?,
@@ -109,9 +116,9 @@ impl ChatRequest {
 
     /// What the engine is asked for.
     pub fn submission(&self, app: &App) -> Result<Submission, ApiError> {
-        let prompt = self.params.cut(app.model.tokenizer.encode(&self.rendered(app)?, self.special_tokens)?);
+        let prompt = self.params.cut(app.encode(&self.rendered(app)?, self.special_tokens, "messages")?);
         let room = Params::room(app, prompt.len(), self.max_tokens, "messages")?;
-        let mut submission = self.params.submission(app, prompt, room, self.logprobs, 0);
+        let mut submission = self.params.submission(app, prompt, room, self.logprobs, 0)?;
         if self.parser(app).is_some() && app.templates.shown.dialect.is_some_and(|d| d.marks_are_special()) {
             // otherwise the marks of calls would be no text
             submission.skip_special_tokens = false;
@@ -131,10 +138,6 @@ fn supported(app: &App, tools: &Tools) -> Result<(), ApiError> {
     if !tools.shown() {
         return Ok(());
     }
-    if let Choice::Required | Choice::Named(_) = tools.choice {
-        let message = "`tool_choice`: this server cannot force a call; use \"auto\" or \"none\"";
-        return Err(ApiError::unsupported("tool_choice", message));
-    }
     // a model without a template has an error of its own
     if app.templates.chat.is_ok() && !app.templates.shown.tools {
         let message = "this model's chat template does not show tools; start the server with a --chat-template that does";
@@ -145,25 +148,6 @@ fn supported(app: &App, tools: &Tools) -> Result<(), ApiError> {
         return Err(ApiError::unsupported("tools", message));
     }
     Ok(())
-}
-
-/// Only free text is written.
-pub(crate) fn response_format(f: &Fields<'_>) -> Result<(), ApiError> {
-    let Some(value) = f.get("response_format") else { return Ok(()) };
-    let format = Fields::new(value, "response_format.")?;
-    format.required("type")?;
-    match format.string("type")?.unwrap_or_default() {
-        "text" => Ok(()),
-        "json_object" | "json_schema" => {
-            let message = "`response_format`: this server was built without grammars; only {\"type\": \"text\"} is possible";
-            Err(ApiError::unsupported("response_format.type", message))
-        }
-        other => {
-            let other: String = other.chars().take(80).collect();
-            let message = format!("`response_format.type`: expected text, json_object or json_schema, found `{other}`");
-            Err(ApiError::field("response_format.type", message))
-        }
-    }
 }
 
 fn logprobs(app: &App, f: &Fields<'_>) -> Result<Option<usize>, ApiError> {

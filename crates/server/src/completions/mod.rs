@@ -33,10 +33,9 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Bo
 
 async fn answer(app: Arc<App>, request: Request<Body>, record: Option<&Record>) -> Result<Response, ApiError> {
     let value = body::json(&app, request).await?;
-    let reading = Arc::clone(&app);
-    let (request, submissions) = blocking(move || {
-        let request = CompletionRequest::read(&reading, &value)?;
-        let submissions = request.submissions(&reading)?;
+    let (request, submissions) = blocking(&app, move |app| {
+        let request = CompletionRequest::read(app, &value)?;
+        let submissions = request.submissions(app)?;
         Ok((request, submissions))
     })
     .await?;

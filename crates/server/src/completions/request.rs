@@ -2,7 +2,6 @@
 
 use super::ids;
 use crate::app::App;
-use crate::chat::response_format;
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, Rule, expected};
 use crate::params::{Params, SHARED};
@@ -43,7 +42,6 @@ impl CompletionRequest {
         let f = Fields::new(value, "")?;
         let unknown = f.check(&[SHARED, FIELDS], app.config.strict_params)?;
         app.named(f.string("model")?)?;
-        response_format(&f)?;
         let mut params = Params::read(app, &f)?;
         if let Some(best_of) = f.count("best_of", 1..=128)?.filter(|b| *b != params.n) {
             let message = format!("`best_of` is {best_of} and `n` is {}: this server gives all that it generates", params.n);
@@ -73,7 +71,7 @@ impl CompletionRequest {
             let room = app.model.max_model_len.saturating_sub(prompt.tokens.len());
             let asked = self.max_tokens.unwrap_or(DEFAULT_TOKENS.min(room));
             let room = Params::room(app, prompt.tokens.len(), Some((asked, "max_tokens")), "prompt")?;
-            Ok(self.params.submission(app, prompt.tokens.clone(), room, self.logprobs, i))
+            self.params.submission(app, prompt.tokens.clone(), room, self.logprobs, i)
         };
         self.prompts.iter().enumerate().map(one).collect()
     }
@@ -85,7 +83,7 @@ fn prompts(app: &App, f: &Fields<'_>, params: &Params) -> Result<Vec<Prompt>, Ap
     let tokenizer = &app.model.tokenizer;
     let special = f.bool("add_special_tokens")?.unwrap_or(true);
     let of_text = |text: &str| {
-        let tokens = tokenizer.encode(text, special)?;
+        let tokens = app.encode(text, special, "prompt")?;
         let whole = tokens.len();
         let tokens = params.cut(tokens);
         // what was cut off is not repeated

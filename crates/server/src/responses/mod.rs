@@ -32,10 +32,9 @@ pub(crate) async fn responses(State(app): State<Arc<App>>, request: Request<Body
 
 async fn answer(app: Arc<App>, request: Request<Body>, record: Option<&Record>) -> Result<Response, ApiError> {
     let value = body::json(&app, request).await?;
-    let reading = Arc::clone(&app);
-    let (request, submission) = blocking(move || {
-        let request = ResponseRequest::read(&reading, &value)?;
-        let submission = request.chat.submission(&reading)?;
+    let (request, submission) = blocking(&app, move |app| {
+        let request = ResponseRequest::read(app, &value)?;
+        let submission = request.chat.submission(app)?;
         Ok((request, submission))
     })
     .await?;

@@ -1,12 +1,13 @@
 //! Tools: how a request names them, how a model's template shows them, and how calls are read from what it writes.
 
+mod forced;
 mod hermes;
 mod llama;
 mod mistral;
 mod request;
 mod template;
 
-pub(crate) use request::{Choice, Tools};
+pub(crate) use request::Tools;
 pub(crate) use template::{Shown, probe};
 
 use crate::ids;

@@ -10,7 +10,7 @@ use settings::Settings;
 use super::options::{ActivationsArg, FolderArgs, HeadArg, KvArg, ZerosArg, isa_from_env, load};
 use anyhow::Context;
 use billfish::{Activations, Checkpoint, KvType, LoadedModel, Machine, OpenOptions, SamplingParams};
-use billfish_engine::{Engine, EngineOptions};
+use billfish_engine::{Engine, EngineOptions, Ngram};
 use billfish_server::{Config, LogLine, ServedModel, Server, ToolDialect};
 use clap::ValueEnum;
 use sha2::{Digest, Sha256};
@@ -66,7 +66,13 @@ fn engine_options(settings: &Settings) -> EngineOptions {
         max_num_seqs: settings.count("max-num-seqs"),
         max_num_batched_tokens: settings.count("max-num-batched-tokens"),
         max_model_len: settings.number("max-model-len").map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+        prefix_caching: settings.flag("enable-prefix-caching"),
         max_waiting: settings.count("max-waiting"),
+        speculation: settings.number("num-speculative-tokens").filter(|n| *n > 0).map(|n| Ngram {
+            most: n as usize,
+            min: settings.count("prompt-lookup-min"),
+            max: settings.count("prompt-lookup-max"),
+        }),
     }
 }
 

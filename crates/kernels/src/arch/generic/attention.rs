@@ -1,8 +1,8 @@
 //! Attention of a tile of query rows over some KV pages of one head, with an online softmax.
 //!
-//! A page holds [`PAGE`] tokens. Keys lie `[head_dim][PAGE]`, so that one vector is sixteen tokens and a score is a
-//! chain of fused multiply-adds over head_dim; values lie `[PAGE][head_dim]`, so that an output is a chain over tokens.
-//! A row carries the largest score so far `m`, the sum `l` of `exp(score - m)` and the sum `o` of `exp(score - m) * value`;
+//! A page is [`PAGE`] tokens in blocks of sixteen, which lie anywhere. Keys of a block lie `[head_dim][16]`, so that one
+//! vector is its tokens and a score is a chain of fused multiply-adds over head_dim; values lie `[16][head_dim]`, so that an
+//! output is a chain over tokens. A row carries the largest score so far `m`, the sum `l` of `exp(score - m)` and the sum `o` of `exp(score - m) * value`;
 //! page after page, in ascending order, with `m'` the new maximum and `c = exp(m - m')`,
 //!
 //! ```text
@@ -15,10 +15,13 @@
 use super::dense::Element;
 use super::math::exp;
 use crate::arch::vector::Vector;
+use crate::kv::BLOCK;
 use std::ops::Range;
 
 /// Tokens of a page.
 pub(crate) const PAGE: usize = 64;
+/// Blocks of a page.
+const BLOCKS: usize = PAGE / BLOCK;
 /// Rows of the largest tile of any kernel.
 pub(crate) const MAX_ROWS: usize = 12;
 
@@ -33,10 +36,12 @@ pub(crate) struct AttendArgs<'a> {
     pub spans: &'a [(usize, usize)],
     /// Pages to walk.
     pub pages: Range<usize>,
-    /// Key pages of this KV head, `[head_dim][PAGE]` elements each; page i holds positions `i * PAGE ..`.
-    pub keys: &'a [*const u8],
-    /// Value pages of this KV head, `[PAGE][padded]` elements each.
-    pub values: &'a [*const u8],
+    /// The blocks of the sequence; block i holds positions `i * 16 ..`.
+    pub blocks: &'a [*const u8],
+    /// Where the keys of this KV head begin in a block, `[head_dim][16]` elements.
+    pub keys_at: usize,
+    /// Where its values begin, `[16][padded]` elements.
+    pub values_at: usize,
     /// Floats of a query.
     pub head_dim: usize,
     /// `head_dim` rounded up to sixteen.
@@ -78,10 +83,13 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
         let Some(any) = any else { continue };
         // SAFETY: by the contract above; every offset lies inside its page, its tile or its state.
         unsafe {
-            for v0 in (0..4).step_by(NV) {
+            for v0 in (0..BLOCKS).step_by(NV) {
+                // past the last block the scores of any other do: nobody sees them
+                let keys: [*const u8; NV] =
+                    std::array::from_fn(|v| a.blocks[(page * BLOCKS + v0 + v).min(a.blocks.len() - 1)].add(a.keys_at));
                 let mut acc = [[V::splat_f(0.0); NV]; MR];
                 for d in 0..a.head_dim {
-                    let k: [V::F; NV] = std::array::from_fn(|v| load::<V, E>(a.keys[page], d * PAGE + 16 * (v0 + v)));
+                    let k: [V::F; NV] = std::array::from_fn(|v| load::<V, E>(keys[v], d * BLOCK));
                     let q = a.queries.add(d * MR);
                     for r in 0..MR {
                         let q = V::splat_f(*q.add(r));
@@ -174,12 +182,15 @@ unsafe fn add_values<V: Vector, const E: u8, const MR: usize, const NV: usize>(
                 acc[r][v] = V::mul_f(V::load_f(a.out.add(r * a.padded + d0 + 16 * v)), V::splat_f(keep[r]));
             }
         }
-        for j in tokens {
-            let value: [V::F; NV] = std::array::from_fn(|v| load::<V, E>(a.values[page], j * a.padded + d0 + 16 * v));
-            for r in 0..MR {
-                let weight = V::splat_f(weights[r][j]);
-                for v in 0..NV {
-                    acc[r][v] = V::fma(weight, value[v], acc[r][v]);
+        for block in tokens.start / BLOCK..tokens.end.div_ceil(BLOCK) {
+            let values = a.blocks[page * BLOCKS + block].add(a.values_at);
+            for j in tokens.start.max(block * BLOCK)..tokens.end.min((block + 1) * BLOCK) {
+                let value: [V::F; NV] = std::array::from_fn(|v| load::<V, E>(values, j % BLOCK * a.padded + d0 + 16 * v));
+                for r in 0..MR {
+                    let weight = V::splat_f(weights[r][j]);
+                    for v in 0..NV {
+                        acc[r][v] = V::fma(weight, value[v], acc[r][v]);
+                    }
                 }
             }
         }
