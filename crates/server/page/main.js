@@ -95,6 +95,8 @@ function setSide(open) {
   byId('menu').setAttribute('aria-expanded', String(open));
 }
 
+const sideOpen = () => !byId('side').classList.contains('closed');
+
 function lastAct(name) {
   const all = [...byId('log').querySelectorAll(`[data-act="${name}"]`)].filter(b => !b.disabled && !b.hidden);
   all.at(-1)?.click();
@@ -113,8 +115,9 @@ const SHORTCUTS = {
   },
   KeyS: editSettings,
   KeyC: () => {
-    setSide(byId('side').classList.contains('closed'));
-    (byId('list').querySelector('.open') ?? byId('new')).focus();
+    setSide(!sideOpen());
+    if (sideOpen()) (byId('list').querySelector('.open') ?? byId('new')).focus();
+    else byId('prompt').focus();
   },
 };
 
@@ -126,7 +129,8 @@ function onKey(event) {
     SHORTCUTS[event.code]();
   } else if (event.key === 'Escape') {
     hideTip();
-    stopAnswer();
+    if (isNarrow() && sideOpen()) setSide(false);
+    else stopAnswer();
   } else if (!writing && !event.ctrlKey && !event.metaKey && event.key === '/') {
     event.preventDefault();
     showTab('chat');
@@ -157,7 +161,13 @@ function wire() {
   byId('prompt').addEventListener('input', fitPrompt);
   byId('stop').addEventListener('click', stopAnswer);
   byId('new').addEventListener('click', newChat);
-  byId('menu').addEventListener('click', () => setSide(byId('side').classList.contains('closed')));
+  byId('menu').addEventListener('click', event => {
+    setSide(!sideOpen());
+    event.stopPropagation();
+  });
+  byId('stage').addEventListener('click', () => {
+    if (isNarrow()) setSide(false);
+  });
   byId('filter').addEventListener('input', () => {
     past.filter = byId('filter').value;
     showHistory();

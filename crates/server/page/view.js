@@ -1,13 +1,14 @@
 // How a message looks, with what can be done about it. `acts` holds what happens then.
 
 function speedText(message) {
-  const { speed, usage, finish, state } = message;
+  const { speed, usage, finish, state, request } = message;
   const parts = [];
   const count = usage?.answer ?? speed?.count;
   if (count) parts.push(`${count} tokens`);
   if (speed?.rate) parts.push(`${speed.rate.toFixed(1)} tokens/s`);
   if (speed?.first) parts.push(`first after ${(speed.first / 1000).toFixed(2)} s`);
   if (usage?.prompt) parts.push(`prompt ${usage.prompt}${usage.cached ? ` (${usage.cached} from the cache)` : ''}`);
+  if (request && state !== 'writing') parts.push(`seed ${request.seed}`);
   if (state === 'stopped') parts.push('stopped');
   else if (finish === 'length') parts.push('ended at the limit of tokens');
   else if (finish && finish !== 'stop') parts.push(finish);

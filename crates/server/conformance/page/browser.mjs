@@ -95,14 +95,18 @@ class Page {
   }
 
   async go(url) {
-    await this.send('Page.navigate', { url });
-    await this.until(() => document.readyState === 'complete' && document.body.getAttribute('aria-busy') === null);
+    await this.fresh(() => this.send('Page.navigate', { url }));
   }
 
   async reload() {
-    await this.send('Page.reload');
-    await sleep(100);
-    await this.until(() => document.readyState === 'complete' && document.body.getAttribute('aria-busy') === null);
+    await this.fresh(() => this.send('Page.reload'));
+  }
+
+  // A new document, which has said that it is ready; the old one is known by a mark.
+  async fresh(load) {
+    await this.run(() => { globalThis.old = true; });
+    await load();
+    await this.until(() => !globalThis.old && document.readyState === 'complete' && document.body.getAttribute('aria-busy') === null);
   }
 
   scheme(value) {

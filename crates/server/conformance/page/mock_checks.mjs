@@ -54,7 +54,7 @@ export const mockChecks = [
     await ask(page, '!slow one two three four five six');
     assert.ok((await lengths()).length > 5, 'it grew in steps');
     assert.equal((await bodyOf(page)).trim(), 'one two three four five six');
-    assert.match(await page.text(`${ANSWER} .facts`), /^\d+ tokens · \d+\.\d tokens\/s · first after \d\.\d\d s · prompt 10$/);
+    assert.match(await page.text(`${ANSWER} .facts`), /^\d+ tokens · \d+\.\d tokens\/s · first after \d\.\d\d s · prompt 10 · seed \d+$/);
     const [body] = page.bodies;
     assert.deepEqual(Object.keys(body).sort(), ['logprobs', 'messages', 'model', 'seed', 'stream', 'stream_options', 'top_logprobs']);
   }],
@@ -392,6 +392,24 @@ export const mockChecks = [
     const nameless = nodes.filter(n => !n.ignored && roles.includes(n.role?.value) && !n.name?.value);
     assert.deepEqual(nameless.map(n => n.role.value), []);
     assert.equal(await page.text('#status'), 'The answer is complete, ' + (await page.text(`${ANSWER} .facts`)).match(/^\d+ tokens/)[0]);
+  }],
+
+  ['fits narrow screens', async (outer, { browser, url }) => {
+    const page = await browser.open(url, { width: 380, height: 700 });
+    const open = () => page.run(() => document.getElementById('side').getClientRects().length > 0);
+    assert.equal(await open(), false);
+    await ask(page, `${'wide '.repeat(40)}\n\n| ${'a | '.repeat(40)}\n|${'---|'.repeat(40)}\n\n\`\`\`\n${'long'.repeat(100)}\n\`\`\``);
+    assert.ok(await page.run(() => document.getElementById('log').scrollWidth <= document.getElementById('log').clientWidth), 'nothing sticks out');
+    await page.click('#menu');
+    assert.equal(await open(), true);
+    await page.press('Escape');
+    assert.equal(await open(), false);
+    await page.click('#menu');
+    await page.send('Input.dispatchMouseEvent', { type: 'mousePressed', x: 320, y: 300, button: 'left', clickCount: 1 });
+    await page.send('Input.dispatchMouseEvent', { type: 'mouseReleased', x: 320, y: 300, button: 'left', clickCount: 1 });
+    assert.equal(await open(), false);
+    assert.deepEqual(page.problems, []);
+    await page.close();
   }],
 
   ['inspects', async page => {
