@@ -64,8 +64,6 @@ async function storeDelete(id) {
 
 const newConversation = system => ({ id: freshId(), title: 'New chat', created: Date.now(), updated: Date.now(), system, leaf: null, messages: [] });
 
-const messageOf = (conversation, id) => conversation.messages.find(m => m.id === id);
-
 // From the first message to the one that is shown last.
 function pathTo(conversation, id = conversation.leaf) {
   const byName = new Map(conversation.messages.map(m => [m.id, m]));
