@@ -99,6 +99,7 @@ function messageNode(conversation, message, acts) {
   };
   const act = (name, text, title, run, more = {}) => button(text, title, run, { 'data-act': name, ...more });
   const odd = act('odds', 'Probabilities', 'Show how likely each token was', toggle, { 'aria-pressed': 'false' });
+  const change = act('edit', 'Edit', mine ? 'Change it and send it again (Alt+E)' : 'Change it as a new version', edit);
   const again = act('replay', 'Replay', 'Ask once more with the same seed and compare', () => acts.replay(message));
   const answerTools = [
     act('regenerate', 'Regenerate', 'Another answer, with another seed unless the settings have one (Alt+R)', () => acts.regenerate(message)), again, odd];
@@ -121,7 +122,8 @@ function messageNode(conversation, message, acts) {
     else showMarkdown(body, parts.answer);
     problem.textContent = message.error ? `${message.error.message}${message.error.retryAfter ? ` Try again in ${message.error.retryAfter} s.` : ''}` : '';
     facts.textContent = mine ? '' : speedText(message) + (message.edited ? 'edited by hand' : '');
-    odd.hidden = !message.tokens?.length;
+    odd.hidden = writing || !message.tokens?.length;
+    change.hidden = writing;
     odd.setAttribute('aria-pressed', String(odds));
     again.hidden = !message.request || message.state === 'failed';
     if (!mine && message.request) again.title = `Ask once more with seed ${message.request.seed} and compare`;
@@ -133,7 +135,7 @@ function messageNode(conversation, message, acts) {
     tools.hidden = editing || (writing && !facts.textContent);
   };
   tools.append(copyButton('Copy the text', () => (mine ? message.content : splitThinking(message.content).answer)),
-    act('edit', 'Edit', mine ? 'Change it and send it again (Alt+E)' : 'Change it as a new version', edit));
+    change);
   if (!mine) tools.append(...answerTools);
   tools.append(...[branchNodes(conversation, message, acts), ...(mine ? [] : [facts, replay])].filter(Boolean));
   node.update();

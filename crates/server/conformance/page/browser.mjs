@@ -55,7 +55,7 @@ export class Browser {
     this.listeners.push(m => m.sessionId === sessionId && page.hear(m));
     for (const domain of ['Page', 'Runtime', 'Log', 'Network', 'DOM']) await page.send(`${domain}.enable`);
     await this.send('Browser.setDownloadBehavior', { behavior: 'allow', downloadPath: this.folder, browserContextId });
-    await page.send('Emulation.setDeviceMetricsOverride', { width, height, deviceScaleFactor: 1, mobile: false });
+    await page.size(width, height);
     // a tab that is not in front neither types nor draws
     await page.send('Emulation.setFocusEmulationEnabled', { enabled: true });
     await page.send('Page.bringToFront');
@@ -107,6 +107,10 @@ class Page {
     await this.run(() => { globalThis.old = true; });
     await load();
     await this.until(() => !globalThis.old && document.readyState === 'complete' && document.body.getAttribute('aria-busy') === null);
+  }
+
+  size(width, height) {
+    return this.send('Emulation.setDeviceMetricsOverride', { width, height, deviceScaleFactor: 1, mobile: false });
   }
 
   scheme(value) {

@@ -63,6 +63,8 @@ export const mockChecks = [
     await say(page, '!slow a b c d e f g h i j k l m n o p');
     await page.until(s => document.querySelector(s)?.querySelector(':scope > .body').textContent.length > 3, ANSWER);
     assert.equal(await page.run(() => document.getElementById('log').getAttribute('aria-busy')), 'true');
+    const offered = await page.run(s => [...document.querySelectorAll(`${s} [data-act]`)].filter(b => !b.hidden && !b.disabled).map(b => b.dataset.act), ANSWER);
+    assert.deepEqual(offered, [], 'nothing is offered that needs the whole answer');
     await page.click('#stop');
     await settled(page);
     const text = await bodyOf(page);
