@@ -5,7 +5,7 @@ use crate::error::ApiError;
 use billfish_engine::Constraint;
 use billfish_text::Tokenizer;
 use llguidance::api::TopLevelGrammar;
-use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
@@ -62,7 +62,7 @@ fn factory(tokenizer: &Tokenizer, vocab: usize) -> Result<ParserFactory, Box<dyn
     let trie = TokTrie::from(&TokRxInfo::new(u32::try_from(vocab)?, end), &words).with_eos_tokens(ends);
     // tokens of forced text are chosen by the model, not by the library, so their division does not matter
     let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-    let mut factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &[])?;
+    let mut factory = ParserFactory::new_simple(&environment)?;
     factory.quiet();
     factory.limits_mut().verbose_errors = false;
     Ok(factory)

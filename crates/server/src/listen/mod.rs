@@ -11,16 +11,23 @@ use axum::body::Body;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use stream::Impatient;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 /// After the last answer has ended, connections have so long to send it.
 const FLUSH: Duration = Duration::from_secs(2);
+
+/// How long a client may go on sending after its answer.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Accepts connections until the server was told to end and its requests have ended.
 pub(crate) async fn serve(app: Arc<App>, routes: Router, listener: TcpListener) -> Result<(), ServerError> {
@@ -96,17 +103,32 @@ async fn connection(app: Arc<App>, routes: Router, socket: TcpStream, client: So
         let app = Arc::clone(&app);
         service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
             let (app, routes) = (Arc::clone(&app), routes.clone());
-            async move { Ok::<_, std::convert::Infallible>(gate::answer(app, routes, client, request.map(Body::new)).await) }
+            Box::pin(async move { Ok::<_, Infallible>(gate::answer(app, routes, client, request.map(Body::new)).await) })
         })
     };
-    let connection = builder.serve_connection(io, service);
-    tokio::pin!(connection);
-    tokio::select! {
-        // a broken connection concerns its client alone
-        _ = connection.as_mut() => {}
+    let mut connection = builder.serve_connection(io, service);
+    let served = tokio::select! {
+        served = poll_fn(|cx| connection.poll_without_shutdown(cx)) => served,
         () = app.control.reached(Phase::Stopping) => {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
+            Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|cx| connection.poll_without_shutdown(cx)).await
+        }
+    };
+    // a broken connection concerns its client alone
+    drop(served);
+    let _ = tokio::time::timeout(LINGER, linger(connection.into_parts().io.into_inner())).await;
+}
+
+/// Ends a connection so that its client hears the last answer: while bytes that nobody read are left, closing the socket
+/// would make the system throw away what is still under way.
+async fn linger(mut socket: Impatient) -> std::io::Result<()> {
+    poll_fn(|cx| Pin::new(&mut socket).poll_shutdown(cx)).await?;
+    let mut rest = [0; 8192];
+    loop {
+        let mut buf = ReadBuf::new(&mut rest);
+        poll_fn(|cx| Pin::new(&mut socket).poll_read(cx, &mut buf)).await?;
+        if buf.filled().is_empty() {
+            return Ok(());
         }
     }
 }

@@ -134,7 +134,8 @@ impl Running {
             head += &format!("content-length: {}\r\n", body.len());
         }
         head += "\r\n";
-        Reply::read(self.send(&[head.as_bytes(), body].concat())).unwrap()
+        let socket = self.send(&[head.as_bytes(), body].concat());
+        if method == "HEAD" { Reply::head(&mut BufReader::new(socket)).unwrap() } else { Reply::read(socket).unwrap() }
     }
 
     pub fn get(&self, path: &str) -> Reply {
