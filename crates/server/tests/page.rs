@@ -46,7 +46,10 @@ fn nothing_is_asked_of_others() {
         }
         let asks = text.matches("fetch(").count();
         assert_eq!(asks, usize::from(name == "api.js"), "{name} asks {asks} times");
-        assert!(!text.contains("innerHTML") && !text.contains("insertAdjacentHTML") && !text.contains("document.write"), "{name} makes markup");
+        assert!(
+            !text.contains("innerHTML") && !text.contains("insertAdjacentHTML") && !text.contains("document.write"),
+            "{name} makes markup"
+        );
     }
 }
 
