@@ -103,14 +103,20 @@ function modelNodes(report) {
     ['vLLM would', report.vllm && `${report.vllm.outcome}: ${report.vllm.why}`],
   ].filter(([, v]) => v !== undefined && v !== null);
   const warnings = report.warnings ?? [];
-  const modules = report.modules ?? [];
   return [
     tableOf(null, facts.map(([k, v]) => [k, String(v)]), { class: 'facts', label: 'The model' }),
     warnings.length ? [el('h2', { text: 'Warnings' }), el('ul', {}, warnings.map(w => el('li', { text: typeof w === 'string' ? w : JSON.stringify(w) })))] : null,
+  ];
+}
+
+function modulesNodes(modules) {
+  if (!modules?.length) return [];
+  return [
     el('h2', { text: 'Modules' }),
     tableOf(['module', '', 'shape', 'weights', 'zero points', 'bits a weight', 'size', 'kernel'], groupsOf(modules).map(g => [
       g.name, g.count > 1 ? `×${g.count}` : '', tight(`${g.k} × ${g.n}`), g.scheme,
-      g.dialect ? el('td', {}, el('span', { title: g.evidence, text: g.dialect })) : '',
+      // `v1: how it is stored`
+      g.dialect ? el('td', { title: `${g.dialect}: ${g.evidence}`, text: g.dialect.split(':')[0] }) : '',
       ((g.bytes * 8) / g.weights).toFixed(2), tight(sizeText(g.bytes)), tight(g.kernel)])),
     el('h2', { text: 'Bits by layer' }),
     gridNode(modules),
@@ -137,6 +143,7 @@ async function showInspector() {
     box.replaceChildren(el('h2', { text: 'Now' }), gauges, el('p', {}, version),
       el('h2', { text: 'What inspect says' }), ...modelNodes(found.inspect).flat(Infinity).filter(Boolean),
       el('h2', { text: 'What doctor says' }), ...doctorNodes(found.doctor).flat(Infinity).filter(Boolean),
+      ...modulesNodes(found.inspect?.modules).filter(Boolean),
       el('h2', { text: 'As JSON' }), ...[rawNode('inspect', found.inspect), rawNode('doctor', found.doctor)].filter(Boolean));
     announce('The inspector is filled');
   } catch (e) {
