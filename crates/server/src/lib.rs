@@ -41,6 +41,7 @@ pub use app::Log;
 pub use config::{Config, Inspection, ServedModel};
 pub use control::{Control, Phase};
 pub use error::ServerError;
+pub use page::{Page, page};
 pub use record::LogLine;
 pub use server::Server;
 pub use tools::Dialect as ToolDialect;

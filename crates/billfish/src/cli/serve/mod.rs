@@ -1,5 +1,6 @@
 //! `billfish serve`: a model behind the API that OpenAI's clients speak.
 
+mod inspection;
 mod schema;
 mod settings;
 
@@ -151,7 +152,7 @@ fn serve(
         vocab_size: engine.model().config().vocab_size,
         fingerprint,
         tool_dialect: ToolDialect::NAMES.iter().find(|(n, _)| *n == dialect).map(|(_, d)| *d),
-        inspection: None,
+        inspection: Some(inspection::inspection(folder(settings), settings.text("model").map(Into::into))),
     };
     Ok((model, engine))
 }
