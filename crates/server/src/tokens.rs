@@ -29,9 +29,10 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request<Body>
         let f = Fields::new(value, "")?;
         let (ids, strings) = if f.get("messages").is_some() {
             f.check(&[SHARED, CHAT, STRINGS], true)?;
+            let strings = f.flag("return_token_strs")?;
             let mut chat = value.clone();
             // it is no field of chats
-            let strings = chat.as_object_mut().and_then(|o| o.remove("return_token_strs")).is_some_and(|v| v == true);
+            chat.as_object_mut().and_then(|o| o.remove("return_token_strs"));
             let chat = ChatRequest::read(app, &chat)?;
             (app.model.tokenizer.encode(&chat.rendered(app)?, chat.special_tokens)?, strings)
         } else {

@@ -63,6 +63,11 @@ fn fields_out_of_range_are_named() {
     param(CHAT, chat(json!({"bad_words": ["two words that are no token"]})), "bad_words");
     param(CHAT, chat(json!({"chat_template_kwargs": {"messages": []}})), "chat_template_kwargs.messages");
     param(CHAT, chat(json!({"continue_final_message": true, "add_generation_prompt": true})), "continue_final_message");
+    for text in [json!({"prompt": "a"}), json!({"messages": [{"role": "user", "content": "a"}]})] {
+        let mut body = text;
+        body["return_token_strs"] = "yes".into();
+        param("/tokenize", body, "return_token_strs");
+    }
     param(CHAT, json!({"model": common::MODEL}), "messages");
     param(CHAT, chat(json!({"messages": []})), "messages");
     param(CHAT, chat(json!({"messages": [{"role": "user"}]})), "messages[0].content");
