@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 const FOLDERS: [&str; 4] = [".ci", ".github", "crates", "fixtures"];
 
 /// Which crates of the workspace a crate may use. What is not listed may use nothing.
-const MAY_USE: [(&str, &[&str]); 6] = [
+const MAY_USE: [(&str, &[&str]); 7] = [
     ("formats", &["tensor"]),
     ("kernels", &["tensor"]),
     ("models", &["tensor", "formats", "kernels"]),
     ("engine", &["models", "text"]),
     ("quantize", &["tensor", "formats", "kernels", "models"]),
-    ("billfish", &["tensor", "formats", "kernels", "models", "text", "engine", "quantize"]),
+    ("server", &["engine", "text"]),
+    ("billfish", &["tensor", "formats", "kernels", "models", "text", "engine", "quantize", "server"]),
 ];
 
 struct File {

@@ -8,8 +8,10 @@ mod gate;
 mod kernels;
 mod limits;
 mod requests;
+pub mod serving;
 pub mod statistics;
 mod test;
+pub mod wire;
 
 pub use check::Mismatch;
 pub use gate::{Quality, quality};

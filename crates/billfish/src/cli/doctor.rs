@@ -113,6 +113,11 @@ fn list(findings: &[Finding]) -> Vec<Value> {
     findings.iter().map(one).collect()
 }
 
+/// What `doctor --json` prints of a folder that opens, with `fix` left out.
+pub fn object(checkpoint: &Checkpoint) -> Value {
+    to_json(&examine(checkpoint, None, &mut |_, _| ()))
+}
+
 fn to_json(e: &Examination) -> Value {
     let engines = e.engines.iter().map(|v| json!({"engine": v.engine, "outcome": v.outcome.name(), "why": v.why}));
     let modules = e.vllm.iter().flat_map(|v| &v.modules).map(|m| {

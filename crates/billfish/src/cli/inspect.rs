@@ -223,6 +223,11 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// What `inspect --json` prints of a folder.
+pub fn object(c: &Checkpoint, isa: Option<&str>) -> Result<Value> {
+    Ok(to_json(c, &report(c)?, Isa::choose(isa)?, false))
+}
+
 fn to_json(c: &Checkpoint, r: &Report, isa: Isa, tensors: bool) -> Value {
     let mut object = json!({
         "name": c.name(),

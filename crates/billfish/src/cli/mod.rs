@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod config;
 mod convert;
 mod diff;
 mod doctor;
@@ -12,6 +13,7 @@ mod options;
 mod plan;
 mod quantize;
 mod run;
+mod serve;
 mod size;
 mod stats;
 mod synth;
@@ -41,6 +43,11 @@ enum Command {
     Run(run::Args),
     /// Talk with a model through its chat template
     Chat(chat::Args),
+    /// Serve a model to many users at once, behind OpenAI's API
+    Serve(Box<serve::Args>),
+    /// Show the settings of `serve`
+    #[command(subcommand)]
+    Config(config::Command),
     /// Say what a model folder is and how it would run
     Inspect(inspect::Args),
     /// Find everything that is wrong or odd with a model folder (exit code 2 if something is)
@@ -100,6 +107,8 @@ pub fn run() -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Config(command) => config::run(&command),
         Command::Inspect(args) => inspect::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Verify(args) => verify::run(&args),

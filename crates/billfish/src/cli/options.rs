@@ -31,7 +31,7 @@ impl From<ActivationsArg> for Activations {
 
 /// How GPTQ zero points are read.
 #[derive(Clone, Copy, ValueEnum)]
-enum ZerosArg {
+pub enum ZerosArg {
     Auto,
     V1,
     V2,
@@ -46,6 +46,11 @@ pub struct FolderArgs {
 }
 
 impl FolderArgs {
+    /// A folder is opened so.
+    pub fn new(zeros: ZerosArg) -> FolderArgs {
+        FolderArgs { zeros }
+    }
+
     /// Opens a folder, or the built-in model if none is named.
     pub fn open(&self, model: Option<&Path>) -> anyhow::Result<Checkpoint> {
         let checkpoint = match model {

@@ -5,6 +5,7 @@ mod matrix;
 mod model;
 mod output;
 mod requests;
+mod serve;
 mod subject;
 
 use anyhow::Result;
@@ -26,6 +27,8 @@ enum What {
     Latency(requests::Latency),
     /// Measure how many requests are served in a time (options and JSON keys of `vllm bench throughput`)
     Throughput(requests::Throughput),
+    /// Measure a server that speaks OpenAI's API (options, text and JSON keys of `vllm bench serve`)
+    Serve(Box<serve::Args>),
     /// Measure throughput, time to first token, memory and perplexity over batch sizes and lengths
     Matrix(matrix::Args),
 }
@@ -36,6 +39,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(What::Kernels(args)) => kernels::run(args),
         Some(What::Latency(args)) => requests::latency(args),
         Some(What::Throughput(args)) => requests::throughput(args),
+        Some(What::Serve(args)) => serve::run(args),
         Some(What::Matrix(args)) => matrix::run(args),
     }
 }

@@ -1,0 +1,171 @@
+//! `serve` as a process: its settings, its signals, its log.
+#![cfg(unix)]
+
+mod common;
+
+use common::{billfish, error, ok};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+
+/// A server process. Dropping it kills it.
+struct Served {
+    child: Child,
+    address: String,
+    stderr: BufReader<std::process::ChildStderr>,
+}
+
+impl Served {
+    fn start(args: &[&str]) -> Served {
+        let args = [&["serve", "--port", "0", "--threads", "1", "--kv-cache-memory", "64MiB"], args].concat();
+        let mut child = billfish(&args).env("BILLFISH_API_KEY", "secret").stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        stderr.read_line(&mut line).unwrap();
+        let address = line.trim().rsplit_once("http://").unwrap_or_else(|| panic!("{line}")).1.to_owned();
+        assert!(line.contains("with a key") && line.contains("1024 tokens"), "{line}");
+        Served { child, address, stderr }
+    }
+
+    fn post(&self, body: &str) -> BufReader<TcpStream> {
+        let mut socket = TcpStream::connect(&self.address).unwrap();
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: t\r\nauthorization: Bearer secret\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        socket.write_all(head.as_bytes()).unwrap();
+        BufReader::new(socket)
+    }
+
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    /// Exit code and the rest of what was logged.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut log = String::new();
+        self.stderr.read_to_string(&mut log).unwrap();
+        (self.child.wait().unwrap().code(), log)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // it may have ended already
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn long(tokens: usize) -> String {
+    format!("{{\"prompt\": \"Once upon a time\", \"max_tokens\": {tokens}, \"ignore_eos\": true, \"stream\": true}}")
+}
+
+/// Reads until the first event.
+fn first(reader: &mut BufReader<TcpStream>) {
+    let mut line = String::new();
+    while !line.starts_with("data: ") {
+        line.clear();
+        assert!(reader.read_line(&mut line).unwrap() > 0);
+    }
+}
+
+#[test]
+fn a_signal_lets_streams_end() {
+    let served = Served::start(&["--log", "json"]);
+    let mut reader = served.post(&long(200));
+    first(&mut reader);
+    served.signal("-TERM");
+    let mut rest = String::new();
+    reader.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"), "{rest}");
+    let (code, log) = served.end();
+    assert_eq!(code, Some(0), "{log}");
+    let line: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert_eq!((&line["status"], &line["completion_tokens"], &line["complete"]), (&200.into(), &200.into(), &true.into()), "{log}");
+    assert!(!log.contains("secret"));
+}
+
+#[test]
+fn a_second_signal_ends_them() {
+    let served = Served::start(&["--shutdown-timeout", "600"]);
+    let mut readers = [served.post(&long(1000)), served.post(&long(1000))];
+    readers.iter_mut().for_each(first);
+    served.signal("-INT");
+    served.signal("-TERM");
+    for mut reader in readers {
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        // a fast machine may have finished before the second signal
+        assert!(rest.contains("\"code\":\"unavailable\"") || rest.contains("\"finish_reason\":\"length\""), "{rest}");
+        assert!(rest.contains("data: [DONE]"), "{rest}");
+    }
+    assert_eq!(served.end().0, Some(0));
+}
+
+#[test]
+fn settings_are_shown_with_their_source() {
+    let (out, _) = ok(&["config", "print", "--max-num-seqs", "7", "--api-key", "hidden", "--no-enable-prefix-caching"]);
+    assert!(out.contains("max-num-seqs = 7  # command line") && out.contains("port = 8000  # default"), "{out}");
+    assert!(out.contains("enable-prefix-caching = false  # command line") && !out.contains("hidden"), "{out}");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("serve.toml");
+    std::fs::write(&file, out.replace("[\"…\"]", "[\"k\"]")).unwrap();
+    let (again, _) = ok(&["config", "print", "--config", file.to_str().unwrap()]);
+    assert!(again.contains("max-num-seqs = 7") && again.contains("enable-prefix-caching = false"), "{again}");
+}
+
+#[test]
+fn wrong_settings_end_at_once() {
+    for (args, words) in [
+        (&["--port", "70000"][..], &["port", "65535"][..]),
+        (&["--kv-cache-dtype", "f99"], &["kv-cache-dtype", "f16"]),
+        (&["--kv-cache-memory", "1"], &["kv-cache-memory"]),
+        (&["--max-model-len", "1000000", "--kv-cache-memory", "64MiB"], &["max-model-len"]),
+        (&["--config", "missing.toml"], &["missing.toml"]),
+        (&["--chat-template", "missing.jinja"], &["missing.jinja"]),
+        (&["--api-key-file", "missing.txt"], &["missing.txt"]),
+        (&["--api-key", "not plain"], &["api-key"]),
+        (&["--host", "203.0.113.1", "--port", "1"], &["203.0.113.1:1", "--host"]),
+        (&["no-such-folder"], &["no-such-folder"]),
+        (&["--no-such-flag"], &["--no-such-flag"]),
+    ] {
+        let message = error(&[&["serve", "--threads", "1", "--max-num-seqs", "4"], args].concat());
+        assert!(words.iter().all(|w| message.contains(w)), "{args:?}: {message}");
+    }
+}
+
+#[test]
+fn bench_serve_counts_what_the_server_counts() {
+    let served = Served::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("r.json");
+    let url = format!("http://{}", served.address);
+    let bench = |args: &[&str]| {
+        let base = ["bench", "serve", &url, "--num-prompts", "6", "--random-input-len", "8", "--random-output-len", "5", "--ignore-eos"];
+        let mut command = billfish(&[&base[..], &["--max-concurrency", "3", "--result-filename", file.to_str().unwrap()], args].concat());
+        command.env("OPENAI_API_KEY", "secret");
+        common::output(command)
+    };
+    for (args, input) in [(&[][..], Some(48)), (&["--backend", "openai-chat", "--request-rate", "100"], None)] {
+        let (code, out, err) = bench(args);
+        assert_eq!(code, 0, "{err}");
+        let v: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        assert_eq!((&v["completed"], &v["failed"], &v["total_output_tokens"]), (&6.into(), &0.into(), &30.into()), "{v}");
+        assert!(input.is_none_or(|n| v["total_input_tokens"] == n) && v["max_concurrent_requests"].as_u64().unwrap() <= 6, "{v}");
+        for line in [
+            "Successful requests:                     6",
+            "Total generated tokens:                  30",
+            "Median TTFT (ms):",
+            "P99 ITL (ms):",
+        ] {
+            assert!(out.contains(line), "{out}");
+        }
+        assert!(v["p99_tpot_ms"].is_number() && v["mean_ttft_ms"].as_f64().unwrap() > 0.0, "{v}");
+    }
+    // a server that refuses is no success
+    let (code, _, err) = bench(&["--extra-body", "{\"temperature\": 9}"]);
+    assert!(code == 1 && err.contains("temperature") && err.contains("no request succeeded"), "{err}");
+    let wrong = error(&["bench", "serve", "http://127.0.0.1:9", "--num-prompts", "1"]);
+    assert!(wrong.contains("127.0.0.1:9"), "{wrong}");
+}

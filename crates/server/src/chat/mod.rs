@@ -1,0 +1,172 @@
+//! `/v1/chat/completions`.
+
+mod messages;
+mod request;
+mod stream;
+
+pub(crate) use messages::normalised;
+pub(crate) use request::{ChatRequest, FIELDS};
+
+use crate::answer::{Answer, Choice};
+use crate::app::{App, blocking};
+use crate::error::ApiError;
+use crate::record::Record;
+use crate::tools::{Call, Parser, Piece};
+use crate::{body, ids, logprobs};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use billfish_engine::Submission;
+use hyper::Request;
+use hyper::header::{HeaderName, HeaderValue};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Names the parameters of a request that were passed over.
+const UNKNOWN: HeaderName = HeaderName::from_static("x-billfish-unknown-parameters");
+
+/// Says in a header which parameters nobody knows.
+pub(crate) fn with_unknown(mut response: Response, unknown: &[String]) -> Response {
+    let plain = |s: &String| s.len() <= 64 && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+    let names: Vec<&str> = unknown.iter().filter(|s| plain(s)).map(String::as_str).take(32).collect();
+    let text = if names.is_empty() { "(not printable)".into() } else { names.join(", ") };
+    if !unknown.is_empty() {
+        response.headers_mut().extend(HeaderValue::from_str(&text).ok().map(|v| (UNKNOWN, v)));
+    }
+    response
+}
+
+/// What a request says about itself in every part of its answer.
+#[derive(Clone)]
+pub(crate) struct Head {
+    pub id: String,
+    pub created: u64,
+    pub model: String,
+    pub fingerprint: String,
+    pub seed: u64,
+}
+
+impl Head {
+    pub fn new(app: &App, prefix: &str, request_id: Option<&str>, seed: u64) -> Head {
+        let id = format!("{prefix}{}", request_id.map_or_else(ids::unique, str::to_owned));
+        Head { id, created: ids::now(), model: app.name().into(), fingerprint: app.model.fingerprint.clone(), seed }
+    }
+
+    /// An object with it.
+    pub fn object(&self, kind: &str) -> Value {
+        json!({
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            // what repeats the answer, also where the client gave none
+            "seed": self.seed as i64,
+        })
+    }
+}
+
+pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
+    let record = request.extensions().get::<Record>().cloned();
+    answer(app, request, record.as_ref()).await.unwrap_or_else(|e| {
+        record.iter().for_each(|r| r.note(|line| line.note = Some(e.message.clone())));
+        e.into_response()
+    })
+}
+
+async fn answer(app: Arc<App>, request: Request<Body>, record: Option<&Record>) -> Result<Response, ApiError> {
+    let value = body::json(&app, request).await?;
+    let (chat, submission) = blocking(&app, move |app| {
+        let chat = ChatRequest::read(app, &value)?;
+        let submission = chat.submission(app)?;
+        Ok((chat, submission))
+    })
+    .await?;
+    record.iter().for_each(|r| r.note(|line| line.prompt_tokens = Some(submission.prompt.len())));
+    let head = Head::new(&app, "chatcmpl-", chat.params.request_id.as_deref(), chat.params.sampling.seed);
+    let unknown = chat.unknown.clone();
+    let response = match chat.params.stream {
+        Some(options) => stream::start(app, chat, submission, options, head, record.cloned()).await?,
+        None => Json(whole(&app, &chat, submission, &head, record).await?).into_response(),
+    };
+    Ok(with_unknown(response, &unknown))
+}
+
+/// The answer at once.
+async fn whole(
+    app: &Arc<App>,
+    chat: &ChatRequest,
+    submission: Submission,
+    head: &Head,
+    record: Option<&Record>,
+) -> Result<Value, ApiError> {
+    let prompt = submission.prompt.clone();
+    let job = app.worker.submit(vec![submission]).await?;
+    let answer = Answer::collect(app, job, &[prompt.len()], chat.params.n).await?;
+    record.iter().for_each(|r| r.note(|line| line.completion_tokens = Some(answer.usage.completion)));
+    let choices: Vec<Value> = answer.choices.iter().enumerate().map(|(i, c)| choice(app, chat, i, c)).collect();
+    let mut out = head.object("chat.completion");
+    out["choices"] = choices.into();
+    out["usage"] = answer.usage.json();
+    if let Some(list) = &answer.prompts[0] {
+        out["prompt_logprobs"] = logprobs::prompt(&app.model.tokenizer, list);
+    }
+    if chat.params.return_token_ids {
+        out["prompt_token_ids"] = prompt.into();
+    }
+    Ok(out)
+}
+
+/// A call as part of a message.
+pub(crate) fn call_json(call: &Call) -> Value {
+    json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}})
+}
+
+/// The text and the calls of an answer.
+pub(crate) fn split(parser: Option<Parser>, text: &str) -> (String, Vec<Call>) {
+    let Some(mut parser) = parser else { return (text.to_owned(), vec![]) };
+    let (mut content, mut calls) = (String::new(), vec![]);
+    for piece in parser.push(text).into_iter().chain(parser.finish()) {
+        match piece {
+            Piece::Text(t) => content.push_str(&t),
+            Piece::Call(c) => calls.push(c),
+        }
+    }
+    (content, calls)
+}
+
+fn choice(app: &App, chat: &ChatRequest, index: usize, choice: &Choice) -> Value {
+    let (content, calls) = split(chat.parser(app), &choice.text);
+    let finish = choice.finish.as_ref();
+    let reason = match finish.map(|f| f.reason) {
+        Some("stop") if !calls.is_empty() => "tool_calls",
+        reason => reason.unwrap_or("stop"),
+    };
+    let content = if content.is_empty() && !calls.is_empty() { Value::Null } else { content.into() };
+    let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.iter().map(call_json).collect();
+    }
+    let logprobs = match chat.logprobs {
+        None => Value::Null,
+        Some(_) => content_logprobs(app, &choice.logprobs),
+    };
+    let mut out = json!({
+        "index": index,
+        "message": message,
+        "logprobs": logprobs,
+        "finish_reason": reason,
+        "stop_reason": finish.map_or(Value::Null, |f| f.stop.clone()),
+    });
+    if chat.params.return_token_ids {
+        out["token_ids"] = choice.tokens.clone().into();
+    }
+    out
+}
+
+/// Logprobs as chats have them.
+fn content_logprobs(app: &App, list: &[billfish_engine::TokenLogprob]) -> Value {
+    let content: Vec<Value> = list.iter().map(|l| logprobs::chat(&app.model.tokenizer, l)).collect();
+    json!({"content": content, "refusal": null})
+}
