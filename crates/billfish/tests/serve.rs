@@ -121,7 +121,7 @@ fn wrong_settings_end_at_once() {
         (&["--port", "70000"][..], &["port", "65535"][..]),
         (&["--kv-cache-dtype", "f99"], &["kv-cache-dtype", "f16"]),
         (&["--kv-cache-memory", "1"], &["kv-cache-memory"]),
-        (&["--max-model-len", "1000000"], &["max-model-len"]),
+        (&["--max-model-len", "1000000", "--kv-cache-memory", "64MiB"], &["max-model-len"]),
         (&["--config", "missing.toml"], &["missing.toml"]),
         (&["--chat-template", "missing.jinja"], &["missing.jinja"]),
         (&["--api-key-file", "missing.txt"], &["missing.txt"]),
@@ -130,7 +130,7 @@ fn wrong_settings_end_at_once() {
         (&["no-such-folder"], &["no-such-folder"]),
         (&["--no-such-flag"], &["--no-such-flag"]),
     ] {
-        let message = error(&[&["serve", "--threads", "1"], args].concat());
+        let message = error(&[&["serve", "--threads", "1", "--max-num-seqs", "4"], args].concat());
         assert!(words.iter().all(|w| message.contains(w)), "{args:?}: {message}");
     }
 }

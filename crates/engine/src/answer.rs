@@ -1,6 +1,7 @@
 //! What becomes of one answer: from logits to tokens, from tokens to text, until it ends.
 
 use crate::logprobs::logprob;
+use crate::sampler::Buffers;
 use crate::{Constraint, EngineError, FinishReason, Sampler, SamplingParams, StopCause, TokenLogprob};
 use billfish_text::{Detokenizer, StopMatcher, Tokenizer};
 use std::sync::Arc;
@@ -31,8 +32,14 @@ pub(crate) struct Answer {
     logprobs: Option<usize>,
     /// Tokens so far.
     count: usize,
+}
+
+/// Room for choosing a token, for all answers: each part of it is as long as the vocabulary.
+#[derive(Default)]
+pub(crate) struct Room {
     /// The logits of the step, to be changed.
     logits: Vec<f32>,
+    buffers: Buffers,
 }
 
 /// How an answer ended.
@@ -76,7 +83,6 @@ impl Answer {
             include_stop: rules.include_stop,
             logprobs: rules.logprobs,
             count: 0,
-            logits: vec![],
         })
     }
 
@@ -93,7 +99,6 @@ impl Answer {
             stop: self.stop.clone(),
             detokenizer: self.detokenizer.clone(),
             ends: Arc::clone(&self.ends),
-            logits: vec![],
             ..*self
         })
     }
@@ -104,8 +109,8 @@ impl Answer {
     }
 
     /// Chooses the token that follows `prompt` and the tokens `generated` since by the raw logits of the last of them.
-    pub fn choose(&mut self, raw: &[f32], prompt: &[u32], generated: &[u32]) -> Result<Chosen, EngineError> {
-        let logits = &mut self.logits;
+    pub fn choose(&mut self, room: &mut Room, raw: &[f32], prompt: &[u32], generated: &[u32]) -> Result<Chosen, EngineError> {
+        let Room { logits, buffers } = room;
         logits.clear();
         logits.extend_from_slice(raw);
         if self.count < self.min_tokens {
@@ -119,7 +124,10 @@ impl Answer {
         if let Some(constraint) = &mut self.constraint {
             constraint.mask(logits).map_err(EngineError::Constraint)?;
         }
-        let token = self.sampler.sample(logits, prompt, generated)?;
+        self.sampler.swap_buffers(buffers);
+        let token = self.sampler.sample(logits, prompt, generated);
+        self.sampler.swap_buffers(buffers);
+        let token = token?;
         self.count += 1;
         let logprob = self.logprobs.map(|top| logprob(raw, token, top));
         let complete = self.constraint.as_mut().map_or(Ok(false), |c| c.accept(token)).map_err(EngineError::Constraint)?;

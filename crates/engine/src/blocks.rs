@@ -42,7 +42,13 @@ impl BlockPool {
     /// Blocks 0 to `blocks`, all free.
     pub fn new(blocks: u32) -> Self {
         let empty = Block { holders: 0, before: NONE, after: NONE, name: None };
-        let mut pool = BlockPool { blocks: vec![empty; blocks as usize], first: NONE, last: NONE, free: 0, named: HashMap::new() };
+        let mut pool = BlockPool {
+            blocks: vec![empty; blocks as usize],
+            first: NONE,
+            last: NONE,
+            free: 0,
+            named: HashMap::with_capacity(blocks as usize),
+        };
         (0..blocks).for_each(|id| pool.append(id));
         pool
     }

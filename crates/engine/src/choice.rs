@@ -1,6 +1,6 @@
 //! What an engine knows of one choice of a request.
 
-use crate::answer::{Answer, Chosen, Ending};
+use crate::answer::{Answer, Chosen, Ending, Room};
 use crate::logprobs::logprob;
 use crate::ngram::Acceptance;
 use crate::scheduler::Sequence;
@@ -64,6 +64,7 @@ pub(crate) fn verify(
     s: &mut Running,
     logits: &[f32],
     vocab: usize,
+    room: &mut Room,
     chosen: &mut Vec<u32>,
     tell: &mut dyn FnMut(Chosen),
 ) -> Result<usize, EngineError> {
@@ -75,7 +76,7 @@ pub(crate) fn verify(
     for (i, row) in rows.chunks_exact(vocab).enumerate() {
         let Sequence { tokens, state, prompt, .. } = s;
         let (before, generated) = tokens[..known + i].split_at(*prompt);
-        let mut next = state.answer.choose(row, before, generated)?;
+        let mut next = state.answer.choose(room, row, before, generated)?;
         let right = tokens.get(known + i) == Some(&next.token);
         chosen.push(next.token);
         state.ending = next.end.take();

@@ -1,6 +1,6 @@
 //! Many requests at once: one pass after another over all that run.
 
-use crate::answer::{Answer, Rules};
+use crate::answer::{Answer, Room, Rules};
 use crate::choice::{Choice, PromptLogprobs};
 use crate::prefix::Chain;
 use crate::scheduler::{Limits, Rank, Scheduler, Sequence};
@@ -28,6 +28,8 @@ pub struct Engine<M = Arc<Model>> {
     pub(crate) scratch: Scratch,
     /// Room for the parts of a pass; empty between the steps.
     pub(crate) parts: Vec<Part<'static>>,
+    /// Room for choosing tokens.
+    pub(crate) room: Room,
     /// Tokens that a sequence got in a pass, or a draft.
     pub(crate) chosen: Vec<u32>,
     pub(crate) stats: Stats,
@@ -44,14 +46,14 @@ impl<M: Deref<Target = Model>> Engine<M> {
     pub fn new(model: M, tokenizer: Arc<Tokenizer>, options: EngineOptions) -> Result<Self, EngineError> {
         options.validate()?;
         let wrong = |name, expected: String, found: String| Err(EngineError::Option { name, expected, found });
-        let block = model.kv_shape().block_bytes().max(1) as u64;
-        let blocks = u32::try_from(options.kv_cache_memory / block).unwrap_or(u32::MAX - 1);
+        let shape = model.kv_shape();
+        // what each sequence has besides its blocks comes off first
+        let slots = options.max_num_seqs as u64 * shape.slot_bytes() as u64;
+        let block = shape.block_bytes().max(1) as u64;
+        let blocks = u32::try_from(options.kv_cache_memory.saturating_sub(slots) / block).unwrap_or(u32::MAX - 1);
         if blocks == 0 {
-            return wrong(
-                "kv-cache-memory",
-                format!("at least {block} bytes, one block of the cache"),
-                options.kv_cache_memory.to_string(),
-            );
+            let expected = format!("at least {} bytes, one block for {} sequences", slots + block, options.max_num_seqs);
+            return wrong("kv-cache-memory", expected, options.kv_cache_memory.to_string());
         }
         let room = blocks as usize * BLOCK;
         let made_for = model.config().max_position_embeddings.unwrap_or(usize::MAX);
@@ -59,7 +61,7 @@ impl<M: Deref<Target = Model>> Engine<M> {
         if !(2..=room).contains(&max_model_len) {
             return wrong("max-model-len", format!("2 to {room}, which is what the cache holds"), max_model_len.to_string());
         }
-        let pool = KvPool::with_blocks(model.kv_shape(), blocks as usize).map_err(|e| EngineError::Memory(e.to_string()))?;
+        let pool = KvPool::with_blocks(shape, blocks as usize, options.max_num_seqs).map_err(|e| EngineError::Memory(e.to_string()))?;
         let limits = Limits { sequences: options.max_num_seqs, budget: options.max_num_batched_tokens, prefix: options.prefix_caching };
         Ok(Engine {
             model,
@@ -72,6 +74,7 @@ impl<M: Deref<Target = Model>> Engine<M> {
             ended: vec![],
             scratch: Scratch::default(),
             parts: vec![],
+            room: Room::default(),
             chosen: vec![],
             stats: Stats::default(),
         })

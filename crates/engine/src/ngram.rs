@@ -123,8 +123,10 @@ mod tests {
         assert!(b.is_enough());
         // only the last 64 count
         (0..64).for_each(|_| b.add(5, 5));
-        (0..52).for_each(|_| b.add(5, 0));
-        assert!(!b.is_enough() == (5 * 12 * 5 < 64 * 5));
+        (0..51).for_each(|_| b.add(5, 0));
+        assert!(b.is_enough(), "65 of 320");
+        b.add(5, 0);
+        assert!(!b.is_enough(), "60 of 320");
         assert_eq!((b.recent.len(), b.proposed), (64, 320));
     }
 

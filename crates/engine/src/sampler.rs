@@ -171,9 +171,15 @@ pub struct Probability {
 pub struct Sampler {
     params: SamplingParams,
     rng: Rng,
+    buffers: Buffers,
+}
+
+/// Room for one step. What is in it does not matter between steps, but that all counts are 0.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Buffers {
     candidates: Vec<Candidate>,
     kept: Vec<Probability>,
-    /// How often each token occurred. All 0 between steps.
+    /// How often each token occurred.
     counts: Vec<u32>,
     /// The logits of the allowed tokens.
     allowed: Vec<f32>,
@@ -212,12 +218,17 @@ impl Sampler {
     pub fn of_choice(params: SamplingParams, choice: u64) -> Result<Sampler, SamplingError> {
         params.validate()?;
         let rng = Rng::stream(params.seed, choice);
-        Ok(Sampler { params, rng, candidates: Vec::new(), kept: Vec::new(), counts: Vec::new(), allowed: Vec::new() })
+        Ok(Sampler { params, rng, buffers: Buffers::default() })
     }
 
     /// The parameters.
     pub fn params(&self) -> &SamplingParams {
         &self.params
+    }
+
+    /// Changes its buffers for others, so that many samplers need only one set: they are as long as the vocabulary.
+    pub(crate) fn swap_buffers(&mut self, buffers: &mut Buffers) {
+        std::mem::swap(&mut self.buffers, buffers);
     }
 
     /// Chooses the token that follows `prompt` and the tokens `generated` since. `logits` `[vocab]` are penalised in place.
@@ -234,14 +245,14 @@ impl Sampler {
         self.filter(logits, prompt, generated)?;
         let target = self.rng.next_unit();
         let mut mass = 0.0;
-        for kept in &self.kept {
+        for kept in &self.buffers.kept {
             mass += kept.probability;
             if target < mass {
                 return Ok(kept.token);
             }
         }
         // Rounding left the sum a little below 1.
-        let last = self.kept.iter().rev().find(|kept| kept.probability > 0.0);
+        let last = self.buffers.kept.iter().rev().find(|kept| kept.probability > 0.0);
         last.map(|kept| kept.token).ok_or(SamplingError::NoCandidate { vocab: logits.len() })
     }
 
@@ -252,49 +263,49 @@ impl Sampler {
     /// As [`sample`](Self::sample).
     pub fn probabilities(&mut self, logits: &mut [f32], prompt: &[u32], generated: &[u32]) -> Result<&[Probability], SamplingError> {
         self.filter(logits, prompt, generated)?;
-        Ok(&self.kept)
+        Ok(&self.buffers.kept)
     }
 
     /// Fills `kept`.
     fn filter(&mut self, logits: &mut [f32], prompt: &[u32], generated: &[u32]) -> Result<(), SamplingError> {
         self.penalise(logits, prompt, generated)?;
         let (best, max) = argmax(logits)?;
-        self.kept.clear();
+        self.buffers.kept.clear();
         if self.params.temperature == 0.0 {
-            self.kept.push(Probability { token: best, probability: 1.0 });
+            self.buffers.kept.push(Probability { token: best, probability: 1.0 });
             return Ok(());
         }
-        self.candidates.clear();
+        self.buffers.candidates.clear();
         let allowed = logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
-        self.candidates.extend(allowed.map(|(token, &logit)| Candidate { token: token as u32, logit, weight: 0.0 }));
+        self.buffers.candidates.extend(allowed.map(|(token, &logit)| Candidate { token: token as u32, logit, weight: 0.0 }));
 
         let &SamplingParams { temperature, top_k, top_p, min_p, .. } = &self.params;
-        if top_k > 0 && top_k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(top_k - 1, Candidate::order);
-            self.candidates.truncate(top_k);
-            self.candidates.sort_unstable_by(Candidate::order);
+        if top_k > 0 && top_k < self.buffers.candidates.len() {
+            self.buffers.candidates.select_nth_unstable_by(top_k - 1, Candidate::order);
+            self.buffers.candidates.truncate(top_k);
+            self.buffers.candidates.sort_unstable_by(Candidate::order);
         }
         let mut total = 0.0;
-        for c in &mut self.candidates {
+        for c in &mut self.buffers.candidates {
             c.weight = exp::exp((f64::from(c.logit) - f64::from(max)) / f64::from(temperature));
             total += c.weight;
         }
         // The highest weight is 1. Both filters keep the most probable tokens, so they can change places.
         if min_p > 0.0 {
-            self.candidates.retain(|c| c.weight >= f64::from(min_p));
+            self.buffers.candidates.retain(|c| c.weight >= f64::from(min_p));
         }
         if top_p < 1.0 {
-            let n = sort_nucleus(&mut self.candidates, f64::from(top_p) * total);
-            self.candidates.truncate(n);
+            let n = sort_nucleus(&mut self.buffers.candidates, f64::from(top_p) * total);
+            self.buffers.candidates.truncate(n);
         }
-        let kept: f64 = self.candidates.iter().map(|c| c.weight).sum();
-        self.kept.extend(self.candidates.iter().map(|c| Probability { token: c.token, probability: c.weight / kept }));
+        let kept: f64 = self.buffers.candidates.iter().map(|c| c.weight).sum();
+        self.buffers.kept.extend(self.buffers.candidates.iter().map(|c| Probability { token: c.token, probability: c.weight / kept }));
         Ok(())
     }
 
     /// Bias, penalties and mask, in place.
     fn penalise(&mut self, logits: &mut [f32], prompt: &[u32], generated: &[u32]) -> Result<(), SamplingError> {
-        let Sampler { params, counts, allowed, .. } = self;
+        let Sampler { params, buffers: Buffers { counts, allowed, .. }, .. } = self;
         let vocab = logits.len();
         params.check_tokens(vocab)?;
         params.logit_bias.iter().for_each(|&(token, bias)| change(&mut logits[token as usize], |l| l + bias));

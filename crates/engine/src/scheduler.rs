@@ -355,7 +355,6 @@ impl<T> Scheduler<T> {
         tokens.push(token);
         let mut new = Sequence { tokens, prompt, cached: from.cached, ..Sequence::new(rank, vec![], from.chain.clone(), state) };
         let lacks = usize::from(!prompt.is_multiple_of(BLOCK));
-        // prompts that all ran here are not run again a piece at a time
         if self.pool.free() < lacks || self.slots.is_empty() {
             self.waiting.insert(rank, new);
             return None;

@@ -1,6 +1,6 @@
 //! One sequence: its tokens, its cache, and the loop that makes it longer.
 
-use crate::answer::{Answer, Ending, Rules};
+use crate::answer::{Answer, Ending, Room, Rules};
 use crate::{EngineError, FinishReason, SamplingParams};
 use billfish_models::{Cache, Logits, Model, RESERVED_AHEAD, Scratch};
 use billfish_text::Tokenizer;
@@ -96,12 +96,21 @@ pub struct Session<'m> {
     scratch: Scratch,
     tokens: Vec<u32>,
     logits: Vec<f32>,
+    room: Room,
 }
 
 impl<'m> Session<'m> {
     /// An empty sequence.
     pub fn new(model: &'m Model, tokenizer: &'m Tokenizer) -> Self {
-        Session { model, tokenizer, cache: model.new_cache(0), scratch: Scratch::default(), tokens: vec![], logits: vec![] }
+        Session {
+            model,
+            tokenizer,
+            cache: model.new_cache(0),
+            scratch: Scratch::default(),
+            tokens: vec![],
+            logits: vec![],
+            room: Room::default(),
+        }
     }
 
     /// How many tokens each expert has had so far, `[layers, experts]`; empty without experts.
@@ -148,7 +157,7 @@ impl<'m> Session<'m> {
                 self.run(&[token], Logits::Last)?;
                 timings.steps += 1;
             }
-            let chosen = answer.choose(&self.logits, prompt, &tokens)?;
+            let chosen = answer.choose(&mut self.room, &self.logits, prompt, &tokens)?;
             tokens.push(chosen.token);
             if !chosen.text.is_empty() {
                 text.push_str(&chosen.text);

@@ -1,10 +1,10 @@
 //! One pass of an engine, and what becomes of it.
 
-use crate::answer::{Answer, Chosen};
+use crate::answer::{Answer, Chosen, Room};
 use crate::choice::{Choice, Running, verify};
 use crate::scheduler::Scheduler;
 use crate::{Engine, EngineError, FinishReason, Happened, Ngram, RequestId, Stats};
-use billfish_models::{BLOCK, KvPool, KvTable, Logits, Model, Part};
+use billfish_models::{BLOCK, KvPool, KvTable, Logits, Model, Part, RESERVED_AHEAD};
 use std::ops::Deref;
 use std::time::Instant;
 
@@ -33,17 +33,17 @@ impl<M: Deref<Target = Model>> Engine<M> {
         if let Some(ngram) = &self.options.speculation {
             draft(&mut self.scheduler, ngram, &mut self.chosen);
         }
-        let Engine { model, scheduler, pool, scratch, parts: room, chosen, stats, .. } = self;
+        let Engine { model, scheduler, pool, scratch, parts: list, room, chosen, stats, .. } = self;
         let model: &Model = model;
         let running = scheduler.running_mut().iter_mut().filter(|s| s.planned() > 0);
-        let mut parts = recycled(std::mem::take(room));
+        let mut parts = recycled(std::mem::take(list));
         parts.extend(running.map(|s| part(model, s)));
         stats.steps += 1;
         stats.tokens_run += parts.iter().map(|p| p.tokens.len() as u64).sum::<u64>();
         let given = model.forward_batch(pool, &mut parts, scratch)?;
-        *room = recycled(parts);
+        *list = recycled(parts);
 
-        let mut after = After { scheduler, pool, chosen, stats, vocab: model.config().vocab_size, out };
+        let mut after = After { scheduler, pool, room, chosen, stats, vocab: model.config().vocab_size, out };
         let mut failed: Vec<(RequestId, EngineError)> = vec![];
         let (mut part, mut i) = (0, 0);
         // choices that are born here come behind, and have no part
@@ -59,9 +59,13 @@ impl<M: Deref<Target = Model>> Engine<M> {
             i += 1;
         }
         for s in after.scheduler.remove(|s| s.state.ending.is_some()) {
-            let request = RequestId(s.rank.request);
-            let done = if failed.iter().any(|f| f.0 == request) { Ok(()) } else { end(s, after.stats, after.out) };
-            failed.extend(done.err().map(|e| (request, e)));
+            let (request, choices) = (RequestId(s.rank.request), choices(&s));
+            if failed.iter().any(|f| f.0 == request) {
+                after.stats.finished.failed += choices;
+            } else if let Err(error) = end(s, after.stats, after.out) {
+                after.stats.finished.failed += choices;
+                failed.push((request, error));
+            }
         }
         for (request, error) in failed {
             let lost: u64 = after.scheduler.remove(|s| s.rank.request == request.0).iter().map(choices).sum();
@@ -76,7 +80,7 @@ impl<M: Deref<Target = Model>> Engine<M> {
 fn recycled<'b>(mut parts: Vec<Part<'_>>) -> Vec<Part<'b>> {
     parts.clear();
     // nothing is left to convert, and a list collected from one of the same layout keeps its memory
-    parts.into_iter().filter_map(|_| None).collect()
+    parts.into_iter().map_while(|_| None).collect()
 }
 
 /// How many choices a sequence stands for.
@@ -119,7 +123,10 @@ fn part<'s>(model: &Model, s: &'s mut Running) -> Part<'s> {
     let mut memory = s.state.memory.take().filter(|_| !fresh).unwrap_or_else(|| {
         let mut memory = model.new_sequence(slot, s.state.length);
         *memory.table_mut() = KvTable::with_prefix(slot, &s.table()[..from / BLOCK]);
-        memory.table_mut().reserve(s.state.length);
+        // room for what is likely to come, so that steps need not make it
+        let ahead = s.state.length.min(s.tokens.len() + RESERVED_AHEAD);
+        memory.table_mut().reserve(ahead);
+        s.tokens.reserve(ahead - s.tokens.len());
         memory
     });
     let has = memory.table().blocks().len();
@@ -138,6 +145,7 @@ fn part<'s>(model: &Model, s: &'s mut Running) -> Part<'s> {
 struct After<'e> {
     scheduler: &'e mut Scheduler<Choice>,
     pool: &'e mut KvPool,
+    room: &'e mut Room,
     chosen: &'e mut Vec<u32>,
     stats: &'e mut Stats,
     vocab: usize,
@@ -169,7 +177,7 @@ impl After<'_> {
         if s.state.answer.left() == 0 {
             s.state.ending = Some(FinishReason::Length.into());
         } else {
-            accepted = verify(s, logits, vocab, self.chosen, &mut |c| out(request, token(choice, c)))?;
+            accepted = verify(s, logits, vocab, self.room, self.chosen, &mut |c| out(request, token(choice, c)))?;
             self.stats.generated_tokens += self.chosen.len() as u64;
         }
         if draft > 0 {
@@ -198,7 +206,7 @@ impl After<'_> {
     fn bear(&mut self, index: usize, choice: usize, mut answer: Answer, logits: &[f32]) -> Result<(), EngineError> {
         let s = &self.scheduler.running()[index];
         let request = RequestId(s.rank.request);
-        let mut first = answer.choose(logits, &s.tokens[..s.prompt], &[])?;
+        let mut first = answer.choose(self.room, logits, &s.tokens[..s.prompt], &[])?;
         let state = Choice { ending: first.end.take(), ..s.state.of_same(answer) };
         let at = self.scheduler.fork(index, choice, first.token, state);
         self.stats.generated_tokens += 1;
@@ -208,7 +216,7 @@ impl After<'_> {
             && let Some(memory) = &mut from.state.memory
         {
             let mut new = memory.fork(to.slot());
-            new.table_mut().reserve(to.state.length);
+            new.table_mut().reserve(to.state.length.min(to.tokens.len() + RESERVED_AHEAD));
             let has = new.table().blocks().len();
             to.table()[has..].iter().for_each(|block| new.table_mut().push(*block));
             self.pool.copy_tail(memory.table(), new.table());

@@ -4,7 +4,7 @@ mod common;
 mod heard;
 
 use billfish_engine::{
-    Constraint, Engine, EngineError, EngineOptions, FinishReason, RequestId, SamplingParams, StopCause, Submission, TokenLogprob,
+    Constraint, Engine, EngineError, EngineOptions, FinishReason, Ngram, RequestId, SamplingParams, StopCause, Submission, TokenLogprob,
 };
 use billfish_formats::Checkpoint;
 use billfish_models::{Logits, Model, ModelError, Scratch};
@@ -379,4 +379,34 @@ fn spoil(file: &mut [u8], token: usize) {
     let row = (offsets[1] - offsets[0]) / shape[0];
     // all bits set are no number in every type of floats
     file[8 + header + offsets[0] + token * row..][..row].fill(0xff);
+}
+
+#[test]
+fn drafts_save_passes_and_are_given_up_where_they_do_not() {
+    let world = World::new();
+    let run_with = |sampling: &SamplingParams, speculation: Option<Ngram>| {
+        let mut engine = world.engine(EngineOptions { speculation, ..EngineOptions::default() });
+        let prompt = world.prompt(&"The cat sat on the mat. The dog sat on the log. ".repeat(4));
+        let s = Submission { ignore_eos: true, logprobs: Some(1), ..Submission::new(prompt, sampling.clone(), 300) };
+        let id = engine.submit(s).unwrap();
+        let mut all = All::new();
+        run(&mut engine, &mut all);
+        (all.remove(&id).unwrap().choices, engine.stats())
+    };
+    // what repeats itself is drafted well, greedy or not
+    for sampling in [SamplingParams::greedy(), SamplingParams { temperature: 0.3, seed: 1, ..SamplingParams::default() }] {
+        let (plain, without) = run_with(&sampling, None);
+        let (drafted, with) = run_with(&sampling, Some(Ngram::default()));
+        assert_eq!(plain, drafted);
+        assert!(with.steps + with.accepted_tokens == without.steps && with.accepted_tokens > 0, "{with:?}");
+        assert!(with.draft_tokens >= with.accepted_tokens && with.drafts * 5 >= with.draft_tokens, "{with:?}");
+        assert_eq!((with.tokens_run - with.draft_tokens + with.accepted_tokens, without.drafts), (without.tokens_run, 0));
+    }
+    // random tokens are drafted badly
+    let allowed_tokens = Some((50..90).collect());
+    let sampling = SamplingParams { temperature: 20.0, allowed_tokens, seed: 1, ..SamplingParams::default() };
+    let (plain, _) = run_with(&sampling, None);
+    let (drafted, with) = run_with(&sampling, Some(Ngram { most: 8, min: 1, max: 1 }));
+    assert_eq!(plain, drafted);
+    assert!(with.drafts == 64 && with.accepted_tokens * 5 < with.draft_tokens, "{with:?}");
 }

@@ -9,7 +9,7 @@ use billfish_kernels::{Activations, Backend, Isa, KvType};
 use billfish_models::{LoadOptions, Model};
 use billfish_text::Tokenizer;
 use common::{open, open_folder};
-use heard::{All, Heard, run};
+use heard::{All, Heard, run, step};
 use std::sync::Arc;
 
 /// One of seventeen requests: some share a beginning, some are longer than a step, some ask for logprobs or two choices.
@@ -52,10 +52,15 @@ const PLENTY: usize = 2000;
 /// Less than two of the longest sequences.
 const TINY: usize = 16;
 
+/// Bytes of a cache of so many blocks.
+fn room(model: &Model, blocks: usize, sequences: usize) -> u64 {
+    (blocks * model.kv_shape().block_bytes() + sequences * model.kv_shape().slot_bytes()) as u64
+}
+
 fn go(model: &mut Model, tokenizer: &Tokenizer, load: LoadOptions, way: Way) -> (Vec<Heard>, billfish_engine::Stats) {
     model.reconfigure(Arc::new(Backend::new(Isa::choose(None).unwrap(), way.threads).unwrap()), load);
     let options = EngineOptions {
-        kv_cache_memory: (way.blocks * model.kv_shape().block_bytes()) as u64,
+        kv_cache_memory: room(model, way.blocks, 20),
         max_num_seqs: 20,
         max_num_batched_tokens: way.budget,
         prefix_caching: way.prefix,
@@ -151,4 +156,72 @@ fn so_it_is_with_windows_experts_and_planned_lengths() {
         let way = Way { threads: 2, budget: 16, prefix: true, blocks: TINY, drafts: true, requests: ALL };
         check(&mut model, &tokenizer, LoadOptions::default(), &[way, Way { budget: 512, blocks: PLENTY, ..way }]);
     }
+}
+
+/// Random numbers below a limit.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((self.0 >> 16) % limit as u64) as usize
+    }
+}
+
+#[test]
+fn so_it_is_with_random_arrivals_and_aborts() {
+    let (mut model, tokenizer) = open_folder("fixtures/llama-w4-sym-g128");
+    for kind in [KvType::F16, KvType::Int8, KvType::Fp4E2M1] {
+        random_arrivals(&mut model, &tokenizer, LoadOptions { kv_type: Some(kind), ..LoadOptions::default() });
+    }
+}
+
+fn random_arrivals(model: &mut Model, tokenizer: &Tokenizer, load: LoadOptions) {
+    let way = Way { threads: 1, budget: 512, prefix: false, blocks: PLENTY, drafts: false, requests: (0, 17) };
+    let alone: Vec<Heard> = (0..17).map(|i| go(model, tokenizer, load, Way { requests: (i, i + 1), ..way }).0.remove(0)).collect();
+    let vocab = model.config().vocab_size as u32;
+    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut preemptions = 0;
+    for round in 0..8 {
+        let max_num_seqs = 1 + random.below(8);
+        let options = EngineOptions {
+            kv_cache_memory: room(model, 11 + random.below(15), max_num_seqs),
+            max_num_seqs,
+            max_num_batched_tokens: 1 + random.below(64),
+            prefix_caching: random.below(2) == 0,
+            speculation: (random.below(2) == 0).then_some(Ngram { most: 1 + random.below(20), min: 1, max: 3 }),
+            max_model_len: Some(176),
+            ..EngineOptions::default()
+        };
+        let mut engine = Engine::new(&*model, Arc::new(tokenizer.clone()), options.clone()).unwrap();
+        let (mut all, mut asked, mut aborted) = (All::new(), vec![], vec![]);
+        while asked.len() < 30 {
+            match random.below(3) {
+                0 => {
+                    let i = random.below(17);
+                    asked.push((engine.submit(submission(i, vocab)).unwrap(), i));
+                }
+                1 if !asked.is_empty() && random.below(4) == 0 => {
+                    let (id, _) = asked[random.below(asked.len())];
+                    engine.abort(id);
+                    aborted.push(id);
+                }
+                _ => drop(step(&mut engine, &mut all)),
+            }
+        }
+        run(&mut engine, &mut all);
+        for (id, i) in asked {
+            let heard = &all[&id];
+            if !aborted.contains(&id) {
+                assert_eq!(essence(heard), essence(&alone[i]), "request {i} in round {round}, {options:?}, {load:?}");
+            }
+            for (choice, told) in &heard.choices {
+                assert!(alone[i].choices[choice].tokens.starts_with(&told.tokens), "request {i} in round {round}, {options:?}, {load:?}");
+            }
+        }
+        preemptions += engine.stats().preemptions;
+    }
+    assert!(preemptions > 0);
 }

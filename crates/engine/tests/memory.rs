@@ -1,27 +1,35 @@
-//! Memory of a long generation: what is reserved at its beginning is all it takes.
+//! Memory of a long generation: what is reserved at its beginning is all it takes; and of an engine's steps.
 
 mod common;
 
-use billfish_engine::{Request, SamplingParams, Session};
+use billfish_engine::{Engine, EngineOptions, Happened, Ngram, Request, RequestId, SamplingParams, Session, Submission};
+use billfish_models::Model;
+use billfish_text::Tokenizer;
 use common::open;
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The system's allocator, watched.
 struct Watched;
 
+/// Bytes.
 static NOW: AtomicUsize = AtomicUsize::new(0);
+/// Allocations so far.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: every call is passed on to the system's allocator as it is; the counter allocates nothing.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         NOW.fetch_add(layout.size(), Ordering::Relaxed);
+        COUNT.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's promises are passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         NOW.fetch_add(layout.size(), Ordering::Relaxed);
+        COUNT.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's promises are passed on; zeros are left to the system, which gives pages when they are used.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -43,13 +51,60 @@ fn resident() -> usize {
     line.trim().trim_end_matches("kB").trim().parse::<usize>().unwrap() * 1024
 }
 
-/// One test: the counter is the whole program's.
+/// One test: the counters are the whole program's.
 #[test]
-fn two_thousand_tokens_take_what_was_reserved() {
+fn memory_is_bounded() {
     let (model, tokenizer) = open();
+    two_thousand_tokens_take_what_was_reserved(&model, &tokenizer);
+    steps_allocate_what_they_tell(&model, &tokenizer);
+}
+
+const PROMPTS: [&str; 4] = ["Once upon a time", "The dog", "A girl named", "One day"];
+
+/// An engine allocates nothing for itself while sequences decode: only the texts that it hands out, and the names of tokens
+/// that they are made of.
+fn steps_allocate_what_they_tell(model: &Model, tokenizer: &Tokenizer) {
+    for speculation in [None, Some(Ngram::default())] {
+        let options = EngineOptions { kv_cache_memory: 64 << 20, max_model_len: Some(1000), speculation, ..EngineOptions::default() };
+        let mut engine = Engine::new(model, Arc::new(tokenizer.clone()), options).unwrap();
+        for text in PROMPTS {
+            let prompt = tokenizer.encode_prompt(text).unwrap();
+            engine.submit(Submission { ignore_eos: true, ..Submission::new(prompt, SamplingParams::greedy(), 900) }).unwrap();
+        }
+        // tokens of each, at first those of its prompt
+        let mut told: Vec<Vec<u32>> = PROMPTS.iter().map(|p| tokenizer.encode_prompt(p).unwrap()).collect();
+        told.iter_mut().for_each(|t| t.reserve(1000));
+        let mut step = |told: &mut Vec<Vec<u32>>| {
+            let tell = &mut |id: RequestId, happened| {
+                if let Happened::Token { token, .. } = happened {
+                    told[id.0 as usize].push(token);
+                }
+            };
+            engine.step(tell).unwrap();
+        };
+        (0..100).for_each(|_| step(&mut told));
+        let before: Vec<usize> = told.iter().map(Vec::len).collect();
+        let (bytes, count) = (NOW.load(Ordering::Relaxed), COUNT.load(Ordering::Relaxed));
+        (0..100).for_each(|_| step(&mut told));
+        let (bytes, count) = (NOW.load(Ordering::Relaxed) as isize - bytes as isize, COUNT.load(Ordering::Relaxed) - count);
+        // the same texts without an engine
+        let mut texts = 0;
+        for (tokens, from) in told.iter().zip(before) {
+            let mut detokenizer = tokenizer.detokenizer_after(&tokens[..from], true).unwrap();
+            let start = COUNT.load(Ordering::Relaxed);
+            tokens[from..].iter().for_each(|t| drop(detokenizer.push(*t).unwrap().to_owned()));
+            texts += COUNT.load(Ordering::Relaxed) - start;
+        }
+        // lists of names and of blocks that double their room now and then
+        assert!(count <= texts + 16, "{count} allocations, {texts} of them for texts");
+        assert!(bytes < 16 << 10, "{bytes} bytes more");
+    }
+}
+
+fn two_thousand_tokens_take_what_was_reserved(model: &Model, tokenizer: &Tokenizer) {
     let prompt = tokenizer.encode_prompt("Once upon a time").unwrap();
     let sampling = SamplingParams { temperature: 0.8, seed: 5, ..SamplingParams::default() };
-    let mut session = Session::new(&model, &tokenizer);
+    let mut session = Session::new(model, tokenizer);
     let mut run = || {
         // what is allocated and what is resident after some pieces of text
         let mut marks = vec![(0, 0); 4096];

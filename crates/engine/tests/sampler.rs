@@ -4,12 +4,17 @@ use billfish_engine::{Probability, Sampler, SamplingError, SamplingParams};
 use proptest::prelude::*;
 
 /// Every step on full, freshly allocated vectors, with the library's exponential. Returns (token, probability).
-fn naive(params: &SamplingParams, logits: &[f32], history: &[u32]) -> Vec<(u32, f64)> {
+fn naive(params: &SamplingParams, logits: &[f32], prompt: &[u32], generated: &[u32]) -> Vec<(u32, f64)> {
     let mut scores: Vec<(u32, f64)> = Vec::new();
-    for (token, &logit) in logits.iter().enumerate() {
-        let penalty = if history.contains(&(token as u32)) { params.repetition_penalty } else { 1.0 };
+    for (token, &logit) in (0..).zip(logits) {
+        let bias = params.logit_bias.iter().filter(|b| b.0 == token);
+        let logit = bias.fold(logit, |logit, b| logit + b.1);
+        let penalty = if prompt.contains(&token) || generated.contains(&token) { params.repetition_penalty } else { 1.0 };
         let logit = if logit < 0.0 { logit * penalty } else { logit / penalty };
-        scores.push((token as u32, f64::from(logit)));
+        let count = generated.iter().filter(|t| **t == token).count();
+        let logit = logit - params.frequency_penalty * count as f32 - if count > 0 { params.presence_penalty } else { 0.0 };
+        let allowed = params.allowed_tokens.as_ref().is_none_or(|all| all.contains(&token));
+        scores.push((token, if allowed { f64::from(logit) } else { f64::NEG_INFINITY }));
     }
     scores.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     scores.retain(|s| s.1 > f64::NEG_INFINITY);
@@ -114,6 +119,11 @@ fn broken_logits_are_errors() {
     let penalised = SamplingParams { repetition_penalty: 1.5, ..DEFAULT() };
     let foreign = Sampler::new(penalised).unwrap().sample(&mut [0.0; 3], &[3], &[]);
     assert_eq!(foreign, Err(SamplingError::History { token: 3, vocab: 3 }));
+    let named = SamplingParams { logit_bias: vec![(2, 1.0), (3, 1.0)], ..DEFAULT() };
+    assert_eq!(
+        Sampler::new(named).unwrap().sample(&mut [0.0; 3], &[], &[]),
+        Err(SamplingError::Token { name: "logit_bias", token: 3, vocab: 3 })
+    );
 }
 
 #[test]
@@ -128,6 +138,12 @@ fn parameters_are_checked_by_name() {
         assert_eq!(bad(SamplingParams { min_p: x, ..DEFAULT() }), "min_p");
         assert_eq!(bad(SamplingParams { repetition_penalty: x, ..DEFAULT() }), "repetition_penalty");
     }
+    for x in [f32::NAN, -2.1, 2.1] {
+        assert_eq!(bad(SamplingParams { presence_penalty: x, ..DEFAULT() }), "presence_penalty");
+        assert_eq!(bad(SamplingParams { frequency_penalty: x, ..DEFAULT() }), "frequency_penalty");
+        assert_eq!(bad(SamplingParams { logit_bias: vec![(0, 1.0), (1, 50.0 * x)], ..DEFAULT() }), "logit_bias");
+    }
+    assert_eq!(bad(SamplingParams { allowed_tokens: Some(vec![]), ..DEFAULT() }), "allowed_tokens");
     assert_eq!(bad(SamplingParams { top_p: 0.0, ..DEFAULT() }), "top_p");
     assert_eq!(bad(SamplingParams { top_p: 1.1, ..DEFAULT() }), "top_p");
     assert_eq!(bad(SamplingParams { repetition_penalty: 0.0, ..DEFAULT() }), "repetition_penalty");
@@ -156,7 +172,7 @@ const FIXED: [u32; 24] = [39, 17, 31, 34, 4, 46, 21, 8, 38, 22, 22, 47, 9, 12, 2
 fn draws_follow_the_probabilities() {
     let params = SamplingParams { temperature: 1.3, top_k: 6, top_p: 0.97, min_p: 0.02, seed: 5, ..DEFAULT() };
     let logits = [0.0, 2.0, 1.0, -3.0, 1.5, 0.3, 2.2, -0.5];
-    let expected = naive(&params, &logits, &[]);
+    let expected = naive(&params, &logits, &[], &[]);
     let mut sampler = Sampler::new(params).unwrap();
     const DRAWS: usize = 100_000;
     let mut counts = [0_usize; 8];
@@ -179,15 +195,25 @@ proptest! {
         top_p in prop_oneof![Just(1.0_f32), 0.01..1.0_f32],
         min_p in prop_oneof![Just(0.0_f32), 0.0..1.0_f32],
         repetition_penalty in prop_oneof![Just(1.0_f32), 0.5..2.0_f32],
-        history in prop::collection::vec(0..700_u32, 0..30),
+        (presence_penalty, frequency_penalty) in prop_oneof![Just((0.0_f32, 0.0_f32)), (-2.0..2.0_f32, -2.0..2.0_f32)],
+        logit_bias in prop::collection::vec((0..700_u32, -100.0..100.0_f32), 0..4),
+        allowed in prop::option::weighted(0.3, prop::collection::vec(0..700_u32, 1..40)),
+        prompt in prop::collection::vec(0..700_u32, 0..30),
+        generated in prop::collection::vec(prop_oneof![0..10_u32, 0..700_u32], 0..30),
         seed in any::<u64>(),
     ) {
-        prop_assume!(steps.iter().any(|l| l.is_finite()));
-        let history: Vec<u32> = history.into_iter().filter(|t| (*t as usize) < steps.len()).collect();
-        let params = SamplingParams { temperature, top_k, top_p, min_p, repetition_penalty, seed, ..SamplingParams::default() };
-        let expected = naive(&params, &steps, &history);
+        let known = |t: &u32| (*t as usize) < steps.len();
+        let (prompt, generated): (Vec<u32>, Vec<u32>) = (prompt.into_iter().filter(known).collect(), generated.into_iter().filter(known).collect());
+        let logit_bias = logit_bias.into_iter().filter(|b| known(&b.0)).collect();
+        let allowed_tokens: Option<Vec<u32>> = allowed.map(|all| all.into_iter().filter(known).collect()).filter(|all: &Vec<u32>| !all.is_empty());
+        let may = |t: &u32| allowed_tokens.as_ref().is_none_or(|all| all.contains(t));
+        prop_assume!((0..).zip(&steps).any(|(t, l)| l.is_finite() && may(&t)));
+        let params = SamplingParams {
+            temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, allowed_tokens, seed,
+        };
+        let expected = naive(&params, &steps, &prompt, &generated);
         let mut sampler = Sampler::new(params.clone()).unwrap();
-        let mut got = sampler.probabilities(&mut steps.clone(), &history, &[]).unwrap().to_vec();
+        let mut got = sampler.probabilities(&mut steps.clone(), &prompt, &generated).unwrap().to_vec();
         got.sort_by(|a, b| b.probability.total_cmp(&a.probability).then(a.token.cmp(&b.token)));
         // A token at the very edge of a filter may go either way by rounding; apart from that the sets are equal.
         let edge = got.len().abs_diff(expected.len());
@@ -199,7 +225,7 @@ proptest! {
             let sorted = |mut v: Vec<u32>| { v.sort_unstable(); v };
             prop_assert_eq!(sorted(got.iter().map(|p| p.token).collect()), sorted(expected.iter().map(|p| p.0).collect()));
         }
-        let token = sampler.sample(&mut steps.clone(), &history, &[]).unwrap();
+        let token = sampler.sample(&mut steps.clone(), &prompt, &generated).unwrap();
         prop_assert!(got.iter().any(|p| p.token == token));
     }
 }

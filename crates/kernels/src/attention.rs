@@ -6,11 +6,11 @@
 //! Several sequences are one region of the pool: a tile belongs to one sequence and one KV head, and pieces are cut by
 //! what their tiles see.
 
-use crate::activations::{Out, Tile, grow, tiles};
+use crate::activations::{Out, Tile, add_tiles, grow};
 use crate::arch::generic::AttendArgs;
 use crate::arch::generic::attention::{LOWEST, MAX_ROWS, PAGE};
 use crate::backend::Backend;
-use crate::kv::{BLOCK, KvPool, KvShape, KvTable, Target};
+use crate::kv::{BLOCK, Halves, KvPool, KvShape, KvTable, Target, touched};
 use std::ops::Range;
 
 /// Pages of a stretch.
@@ -34,9 +34,11 @@ pub struct AttentionRule {
 #[derive(Default)]
 pub struct AttentionScratch {
     pub(crate) targets: Vec<Target>,
+    pub(crate) halves: Halves,
     tiles: Vec<Tile>,
     sequences: Vec<Sequence>,
     addresses: Addresses,
+    half_addresses: Addresses,
     units: Vec<Unit>,
     pieces: Vec<Piece>,
     /// Queries of each piece of work, `[head_dim][rows]`.
@@ -45,7 +47,7 @@ pub struct AttentionScratch {
     outs: Vec<f32>,
 }
 
-/// Addresses of the blocks of every sequence.
+/// Addresses of blocks of every sequence: of all, and in half precision of those that its query tokens lie in.
 #[derive(Default)]
 struct Addresses(Vec<*const u8>);
 
@@ -58,6 +60,8 @@ unsafe impl Sync for Addresses {}
 struct Sequence {
     /// Its addresses.
     blocks: Range<usize>,
+    /// Where the addresses in half precision begin, if its blocks are quantized.
+    halves: usize,
     /// Position of its first query token, and that token's row among all.
     first: usize,
     row: usize,
@@ -88,6 +92,7 @@ struct Call<'a> {
     shape: KvShape,
     sequences: &'a [Sequence],
     addresses: &'a Addresses,
+    half_addresses: &'a Addresses,
     queries: &'a [f32],
 }
 
@@ -139,11 +144,18 @@ impl Call<'_> {
     fn walk(&self, unit: &Unit, stretch: usize, queries: &[f32], stats: &mut [[f32; 2]], out: &mut [f32]) {
         let (s, tile, shape) = (&self.sequences[unit.sequence], &unit.tile, self.shape);
         let keys_at = unit.kv_head * shape.head_bytes();
+        let own = if shape.kind.is_quantized() {
+            let own = (s.first + tile.start / self.group()) / BLOCK;
+            let address = self.half_addresses.0[s.halves + own - s.first / BLOCK];
+            (own, address.wrapping_add(unit.kv_head * shape.halves().head_bytes()))
+        } else {
+            (usize::MAX, std::ptr::null())
+        };
         stats.fill([LOWEST, 0.0]);
         out.fill(0.0);
         // padding rows see nothing
         let spans: [(usize, usize); MAX_ROWS] = std::array::from_fn(|r| if r < tile.count { self.span(s, tile.start + r) } else { (0, 0) });
-        let kernel = (self.backend.kernels.attend)(shape.kind.element(), tile.rows).expect("tiles are cut to sizes that have kernels");
+        let kernel = (self.backend.kernels.attend)(shape.kind, tile.rows).expect("tiles are cut to sizes that have kernels");
         // SAFETY: the table's instruction set is available; queries, states and spans have room for the tile's rows; the
         // blocks are those of the pool, which is borrowed, and spans end inside them.
         unsafe {
@@ -154,6 +166,8 @@ impl Call<'_> {
                 blocks: &self.addresses.0[s.blocks.clone()],
                 keys_at,
                 values_at: keys_at + shape.key_bytes(),
+                scales_at: keys_at + shape.scales_at(),
+                own,
                 head_dim: shape.head_dim,
                 padded: shape.padded(),
                 stats: stats.as_mut_ptr(),
@@ -201,7 +215,7 @@ impl Call<'_> {
         let (mut largest, mut total, mut states) = (0, 0, 0);
         for (sequence, rows) in rows.enumerate() {
             let s = &self.sequences[sequence];
-            tiles(rows, self.backend.kernels.attend_rows, cut);
+            self.tiles(s, rows, cut);
             for kv_head in 0..self.shape.kv_heads {
                 for &tile in &*cut {
                     let stretches = self.stretches(s, &tile);
@@ -214,6 +228,23 @@ impl Call<'_> {
             }
         }
         (largest, total, states)
+    }
+
+    /// Cuts the rows of a sequence that share a KV head into tiles. Where blocks are quantized, the rows of a tile are tokens
+    /// of one block.
+    fn tiles(&self, s: &Sequence, rows: usize, cut: &mut Vec<Tile>) {
+        cut.clear();
+        let (group, mut from) = (self.group(), 0);
+        while from < rows {
+            let border = (BLOCK - (s.first + from / group) % BLOCK) * group + from;
+            let kernels = self.backend.kernels;
+            let (to, sizes) = match self.shape.kind.is_quantized() {
+                true => (border.min(rows), kernels.attend_coded_rows),
+                false => (rows, kernels.attend_rows),
+            };
+            add_tiles(from..to, sizes, &mut 0, cut);
+            from = to;
+        }
     }
 
     /// What a tile costs: its rows times the pages that they see.
@@ -252,7 +283,19 @@ impl Backend {
         queries: &[f32],
         out: &mut [f32],
     ) {
-        let AttentionScratch { tiles, sequences: list, addresses, units, pieces, queries: gathered, stats, outs, .. } = scratch;
+        let AttentionScratch {
+            tiles,
+            sequences: list,
+            addresses,
+            half_addresses,
+            halves,
+            units,
+            pieces,
+            queries: gathered,
+            stats,
+            outs,
+            ..
+        } = scratch;
         let shape = pool.shape();
         let (kv_heads, head_dim, padded) = (shape.kv_heads, shape.head_dim, shape.padded());
         let width = attention.heads * head_dim;
@@ -260,6 +303,8 @@ impl Backend {
         list.clear();
         let Addresses(blocks) = &mut *addresses;
         blocks.clear();
+        half_addresses.0.clear();
+        let halves = &mut halves.parts();
         // room for all blocks that the sequences may have, so that a step into the next one allocates nothing
         blocks.reserve(sequences.clone().map(|(table, _)| table.planned() / BLOCK).sum());
         let (mut row, mut work, mut longest) = (0, 0, 0);
@@ -267,7 +312,11 @@ impl Backend {
             let (from, end) = (blocks.len(), table.len() + tokens);
             assert!(end <= table.capacity(), "queries are tokens of the sequence");
             blocks.extend(table.blocks()[..end.div_ceil(BLOCK)].iter().map(|&b| pool.part(b, layer).at(0).cast_const()));
-            list.push(Sequence { blocks: from..blocks.len(), first: table.len(), row });
+            list.push(Sequence { blocks: from..blocks.len(), halves: half_addresses.0.len(), first: table.len(), row });
+            if shape.kind.is_quantized() {
+                let half = |block| pool.half_block(halves, layer, table, tokens, block).at(0).cast_const();
+                half_addresses.0.extend(touched(table, tokens).map(half));
+            }
             row += tokens;
             work += tokens * end * width;
             let planned = table.planned();
@@ -275,7 +324,7 @@ impl Backend {
         }
         assert!(queries.len() == row * width && out.len() == queries.len(), "whole tokens");
         let (sequences_of, group) = (sequences.map(|(_, tokens)| tokens), attention.heads / kv_heads);
-        let call = Call { backend: self, attention, shape, sequences: list, addresses, queries };
+        let call = Call { backend: self, attention, shape, sequences: list, addresses, half_addresses, queries };
         let (largest, total, states) = call.cut(sequences_of.map(|tokens| tokens * group), tiles, units);
         // few rows over many stretches: the stretches are work of their own
         let apart = states > units.len() && states <= MOST_PIECES && (units.len() < 4 * self.threads() || largest * self.threads() > total);

@@ -4,52 +4,23 @@
 //! [`KvPool`], and how many tokens they hold. Nothing depends on where in the pool the blocks of a sequence are.
 
 mod append;
+mod format;
 mod pool;
+mod shape;
 mod table;
 
-pub(crate) use append::Target;
-pub use pool::{KvPool, KvShape};
+pub(crate) use append::{Halves, Target, touched};
+pub use format::KvType;
+pub(crate) use format::{E2M1, INT4};
+pub use pool::KvPool;
+pub use shape::KvShape;
 pub use table::KvTable;
-
-use crate::arch::generic::dense::Element;
 
 /// Tokens of a block.
 pub const BLOCK: usize = 16;
 
-/// How keys and values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum KvType {
-    /// Half precision.
-    F16,
-    /// Brain floats.
-    BF16,
-    /// Single precision.
-    F32,
-}
-
-impl KvType {
-    /// All of them.
-    pub const ALL: [KvType; 3] = [KvType::F16, KvType::BF16, KvType::F32];
-
-    /// Bytes of one element.
-    pub(crate) fn bytes(self) -> usize {
-        if self == KvType::F32 { 4 } else { 2 }
-    }
-
-    /// Its name on the command line and in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            KvType::F16 => "f16",
-            KvType::BF16 => "bf16",
-            KvType::F32 => "f32",
-        }
-    }
-
-    pub(crate) fn element(self) -> Element {
-        match self {
-            KvType::F16 => Element::F16,
-            KvType::BF16 => Element::BF16,
-            KvType::F32 => Element::F32,
-        }
-    }
+/// Tokens that a sequence can begin with out of other sequences' blocks, if its prompt has `prompt` tokens. The last token
+/// always runs, for its logits, and reads its own block in 16 bit; so what comes from elsewhere ends before that block.
+pub fn shareable(prompt: usize) -> usize {
+    prompt.saturating_sub(1) / BLOCK * BLOCK
 }

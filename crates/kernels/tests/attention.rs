@@ -5,24 +5,50 @@ mod common;
 use billfish_kernels::{AttentionRule, AttentionScratch, BLOCK, Backend, Isa, KvPool, KvShape, KvTable, KvType};
 use common::Rng;
 
-/// Softmax attention in f64 over the stored (f16-rounded or f32) keys and values.
+/// What rows of `d` numbers are once they are stored.
+fn stored(kind: KvType, x: &[f32], d: usize) -> Vec<f32> {
+    let half = |x: &f32| half::f16::from_f32(*x).to_f32();
+    match kind {
+        KvType::F16 => x.iter().map(half).collect(),
+        KvType::BF16 => x.iter().map(|&v| half::bf16::from_f32(v).to_f32()).collect(),
+        KvType::F32 => x.to_vec(),
+        _ => x.chunks(d).flat_map(|row| kind.rounded(&row.iter().map(half).collect::<Vec<_>>())).collect(),
+    }
+}
+
+/// Softmax attention in f64 over the stored keys and values; of a quantized cache, over halves in the block of the query.
 #[allow(clippy::too_many_arguments)] // the operands of attention
-fn oracle(q: &[f32], keys: &[f32], values: &[f32], heads: usize, kv_heads: usize, d: usize, scale: f64, window: Option<usize>) -> Vec<f64> {
+fn oracle(
+    q: &[f32],
+    [keys, values]: [&[f32]; 2],
+    kind: KvType,
+    heads: usize,
+    kv_heads: usize,
+    d: usize,
+    scale: f64,
+    window: Option<usize>,
+) -> Vec<f64> {
     let tokens = q.len() / (heads * d);
     let total = keys.len() / (kv_heads * d);
+    let near = if kind.is_quantized() { KvType::F16 } else { kind };
+    let [keys, values] = [keys, values].map(|x| [stored(kind, x, d), stored(near, x, d)]);
     let mut out = vec![];
     for t in 0..tokens {
         let end = total - tokens + t + 1;
         let start = window.map_or(0, |w| end.saturating_sub(w));
         for h in 0..heads {
             let kv = h / (heads / kv_heads);
-            let at = |x: &[f32], j: usize, i: usize| f64::from(x[(j * kv_heads + kv) * d + i]);
-            let scores: Vec<f64> =
-                (start..end).map(|j| (0..d).map(|i| f64::from(q[(t * heads + h) * d + i]) * at(keys, j, i)).sum::<f64>() * scale).collect();
+            let at = |x: &[Vec<f32>; 2], j: usize, i: usize| {
+                let own = usize::from(j / BLOCK == (end - 1) / BLOCK);
+                f64::from(x[own][(j * kv_heads + kv) * d + i])
+            };
+            let scores: Vec<f64> = (start..end)
+                .map(|j| (0..d).map(|i| f64::from(q[(t * heads + h) * d + i]) * at(&keys, j, i)).sum::<f64>() * scale)
+                .collect();
             let max = scores.iter().cloned().fold(f64::NEG_INFINITY, f64::max);
             let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
             let sum: f64 = p.iter().sum();
-            out.extend((0..d).map(|i| p.iter().enumerate().map(|(j, p)| p / sum * at(values, start + j, i)).sum::<f64>()));
+            out.extend((0..d).map(|i| p.iter().enumerate().map(|(j, p)| p / sum * at(&values, start + j, i)).sum::<f64>()));
         }
     }
     out
@@ -38,7 +64,7 @@ impl Sequences {
     fn new(kv_heads: usize, head_dim: usize, kind: KvType, lengths: &[usize], rng: &mut Rng) -> Self {
         let shape = KvShape { layers: 2, kv_heads, head_dim, kind };
         let count: usize = lengths.iter().map(|n| n.div_ceil(BLOCK)).sum();
-        let pool = KvPool::with_blocks(shape, count + 3).unwrap();
+        let pool = KvPool::with_blocks(shape, count + 3, lengths.len()).unwrap();
         let mut free: Vec<u32> = (0..count as u32 + 3).collect();
         let mut table = |slot: usize, len: usize| {
             let mut table = KvTable::new(slot as u32);
@@ -83,14 +109,6 @@ impl Sequences {
     }
 }
 
-fn round(kind: KvType, x: &[f32]) -> Vec<f32> {
-    match kind {
-        KvType::F16 => x.iter().map(|&v| half::f16::from_f32(v).to_f32()).collect(),
-        KvType::BF16 => x.iter().map(|&v| half::bf16::from_f32(v).to_f32()).collect(),
-        KvType::F32 => x.to_vec(),
-    }
-}
-
 #[test]
 fn attention_matches_f64_in_any_chunking() {
     let mut rng = Rng(1);
@@ -101,7 +119,7 @@ fn attention_matches_f64_in_any_chunking() {
             let k: Vec<f32> = rng.floats(tokens * kv_heads * d).iter().map(|v| v * 3.0).collect();
             let v = rng.floats(tokens * kv_heads * d);
             for kind in KvType::ALL {
-                let want = oracle(&q, &round(kind, &k), &round(kind, &v), heads, kv_heads, d, f64::from(scale), window);
+                let want = oracle(&q, [&k, &v], kind, heads, kv_heads, d, f64::from(scale), window);
                 let mut first: Option<Vec<f32>> = None;
                 for isa in Isa::available() {
                     for (threads, step) in [(1, tokens), (2, 7), (3, 1), (2, tokens)] {
@@ -144,13 +162,14 @@ fn long_contexts_are_joined_alike_in_prefill_and_decode() {
     let (q, k) = (rng.floats(tokens * heads * d), rng.floats(tokens * kv_heads * d));
     let v = rng.floats(tokens * kv_heads * d);
     let scale = 0.9;
-    for window in [None, Some(700), Some(512), Some(40)] {
-        let want = oracle(&q, &round(KvType::BF16, &k), &round(KvType::BF16, &v), heads, kv_heads, d, f64::from(scale), window);
+    let kinds = [KvType::BF16, KvType::Int8, KvType::BF16, KvType::Int4];
+    for (window, kind) in [None, Some(700), Some(512), Some(40)].into_iter().zip(kinds) {
+        let want = oracle(&q, [&k, &v], kind, heads, kv_heads, d, f64::from(scale), window);
         let mut first: Option<Vec<f32>> = None;
         for isa in Isa::available() {
             for (threads, step, single) in [(1, tokens, tokens), (2, 500, 1290), (7, 1024, 1024)] {
                 let backend = Backend::new(isa, threads).unwrap();
-                let mut layer = Sequences::new(kv_heads, d, KvType::BF16, &[tokens], &mut rng);
+                let mut layer = Sequences::new(kv_heads, d, kind, &[tokens], &mut rng);
                 let mut scratch = AttentionScratch::default();
                 let mut out = vec![0.0; q.len()];
                 let mut t0 = 0;
@@ -226,7 +245,7 @@ fn room_is_made_ahead_and_given_back() {
     let mut scratch = AttentionScratch::default();
     let shape = KvShape { layers: 1, kv_heads: 2, head_dim: 16, kind: KvType::F32 };
     assert_eq!((shape.token_bytes(), shape.block_bytes()), (2 * 2 * 16 * 4, BLOCK * 2 * 2 * 16 * 4));
-    let mut pool = KvPool::new(shape);
+    let mut pool = KvPool::new(shape, 1);
     let mut table = KvTable::new(0);
     pool.grow(625);
     (0..625).for_each(|block| table.push(block));
@@ -247,7 +266,7 @@ fn room_is_made_ahead_and_given_back() {
     assert!(pool.blocks() >= 10 && pool.blocks() < 313 && pool.bytes() == pool.blocks() * shape.block_bytes());
     while table.pop_unused().is_some() {}
     assert_eq!(table.capacity(), 80, "tokens keep their blocks");
-    assert!(KvPool::with_blocks(shape, usize::MAX).is_err() && KvPool::with_blocks(shape, 1 << 33).is_err());
+    assert!(KvPool::with_blocks(shape, usize::MAX, 1).is_err() && KvPool::with_blocks(shape, 1 << 33, 1).is_err());
 }
 
 #[test]
@@ -255,23 +274,33 @@ fn a_truncated_sequence_continues_as_if_new() {
     let mut rng = Rng(2);
     let backend = Backend::new(Isa::choose(None).unwrap(), 1).unwrap();
     let (k, v) = (rng.floats(100 * 16), rng.floats(100 * 16));
-    let q = rng.floats(32);
+    let q = rng.floats(100 * 32);
     let mut scratch = AttentionScratch::default();
     let rule = AttentionRule { heads: 2, scale: 0.25, window: None };
-    let mut whole = Sequences::new(1, 16, KvType::F16, &[100], &mut rng);
-    whole.append(&backend, &mut scratch, &[69], &k[..69 * 16], &v[..69 * 16]);
-    whole.count(&[69]);
-    let mut cut = Sequences::new(1, 16, KvType::F16, &[100], &mut rng);
-    cut.append(&backend, &mut scratch, &[100], &k, &v);
-    cut.count(&[100]);
-    assert_eq!(cut.tables[0].truncate(65), 65);
-    cut.append(&backend, &mut scratch, &[4], &k[65 * 16..69 * 16], &v[65 * 16..69 * 16]);
-    cut.count(&[4]);
-    let mut outs = [vec![0.0; 32], vec![0.0; 32]];
-    for (layer, out) in [&mut whole, &mut cut].into_iter().zip(&mut outs) {
-        layer.pass(&backend, &mut scratch, &[1], rule, [&q, &k[69 * 16..70 * 16], &v[69 * 16..70 * 16]], out);
+    for kind in KvType::ALL {
+        let mut run = |sequence: &mut Sequences, from: usize, to: usize| {
+            let mut out = vec![0.0; (to - from) * 32];
+            let operands = [&q[from * 32..to * 32], &k[from * 16..to * 16], &v[from * 16..to * 16]];
+            sequence.pass(&backend, &mut scratch, &[to - from], rule, operands, &mut out);
+            out
+        };
+        let mut whole = Sequences::new(1, 16, kind, &[100], &mut rng);
+        let want = run(&mut whole, 0, 100);
+        // as far back as every format can go, and farther
+        for (first, len, to) in
+            [(70, 70, 65), (70, 82, 66), (49, 64, 49), (80, 96, 80), (63, 79, 63), (70, 100, 65), (0, 100, 3), (90, 90, 0)]
+        {
+            let mut cut = Sequences::new(1, 16, kind, &[100], &mut rng);
+            run(&mut cut, 0, first);
+            run(&mut cut, first, len);
+            let kept = cut.tables[0].truncate(to);
+            let exact = !kind.is_quantized() || to % BLOCK == 0 || len - to <= BLOCK;
+            assert_eq!(kept, if exact { to } else { to / BLOCK * BLOCK }, "{kind:?} {len} {to}");
+            let middle = (kept + 2).min(100);
+            let rest = [run(&mut cut, kept, middle), run(&mut cut, middle, 100)].concat();
+            assert!(rest.iter().zip(&want[kept * 32..]).all(|(a, b)| a.to_bits() == b.to_bits()), "{kind:?} {len} {to}");
+        }
     }
-    assert_eq!(outs[0], outs[1]);
 }
 
 /// A fork shares full blocks and has a copy of the last; neither sees what the other adds.
@@ -313,7 +342,7 @@ fn forks_go_on_apart() {
 #[should_panic(expected = "two sequences")]
 fn a_block_is_not_written_for_two_sequences() {
     let backend = Backend::new(Isa::Scalar, 1).unwrap();
-    let mut pool = KvPool::with_blocks(KvShape { layers: 1, kv_heads: 1, head_dim: 16, kind: KvType::F16 }, 2).unwrap();
+    let mut pool = KvPool::with_blocks(KvShape { layers: 1, kv_heads: 1, head_dim: 16, kind: KvType::F16 }, 2, 2).unwrap();
     let mut tables = [KvTable::new(0), KvTable::new(1)];
     tables.iter_mut().for_each(|table| table.push(1));
     let sequences = tables.iter().map(|table| (table, 1));

@@ -80,8 +80,12 @@ fn folder(spec: &str) -> (tempfile::TempDir, Checkpoint) {
 }
 
 fn load(checkpoint: &Checkpoint, activations: Activations) -> Model {
+    load_with(checkpoint, activations, None)
+}
+
+fn load_with(checkpoint: &Checkpoint, activations: Activations, kv_type: Option<KvType>) -> Model {
     let backend = Arc::new(Backend::new(Isa::choose(None).unwrap(), 2).unwrap());
-    Model::load(checkpoint, backend, LoadOptions { activations, ..LoadOptions::default() }, &mut |_| ()).unwrap()
+    Model::load(checkpoint, backend, LoadOptions { activations, kv_type, ..LoadOptions::default() }, &mut |_| ()).unwrap()
 }
 
 fn no_buffer_is_as_large_as_a_dequantized_weight() {
@@ -115,8 +119,9 @@ fn a_decode_step_allocates_nothing() {
 }
 
 fn no_allocation_in_decode(checkpoint: &Checkpoint) {
-    for activations in Activations::ALL {
-        let model = load(checkpoint, activations);
+    let formats = [None, Some(KvType::Int8), Some(KvType::Fp4E2M1)];
+    for (activations, kv_type) in Activations::ALL.into_iter().zip(formats) {
+        let model = load_with(checkpoint, activations, kv_type);
         let mut cache = model.new_cache(1100);
         let mut scratch = Scratch::default();
         model.forward(&mut cache, &[5; 3], Logits::Last, &mut scratch).unwrap();
@@ -133,9 +138,15 @@ fn no_allocation_in_decode(checkpoint: &Checkpoint) {
 
 /// Sequences of different lengths side by side.
 fn a_decode_step_of_a_batch_allocates_nothing() {
+    for kv_type in [None, Some(KvType::Fp8E4M3)] {
+        of_a_batch(kv_type);
+    }
+}
+
+fn of_a_batch(kv_type: Option<KvType>) {
     let (_dir, checkpoint) = folder("tiny:w4g32");
-    let model = load(&checkpoint, Activations::Exact);
-    let mut pool = KvPool::with_blocks(model.kv_shape(), 5 * 44).unwrap();
+    let model = load_with(&checkpoint, Activations::Exact, kv_type);
+    let mut pool = KvPool::with_blocks(model.kv_shape(), 5 * 44, 5).unwrap();
     let mut scratch = Scratch::default();
     let mut sequences: [Sequence; 5] = std::array::from_fn(|i| {
         let mut sequence = model.new_sequence(i as u32, 700);
@@ -171,7 +182,7 @@ fn room_for_a_long_plan_is_no_memory() {
     let token = 2 * kv_heads * head_dim * 4;
     let before = resident();
     let shape = KvShape { layers: 1, kv_heads, head_dim, kind: KvType::F32 };
-    let mut pool = KvPool::new(shape);
+    let mut pool = KvPool::new(shape, 1);
     let blocks = (1 << 30) / shape.block_bytes();
     pool.grow(blocks);
     assert!(shape.token_bytes() == token && pool.blocks() == blocks && pool.bytes() == 0);

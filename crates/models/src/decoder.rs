@@ -190,7 +190,7 @@ impl Model {
     /// An empty cache for a sequence planned to reach `length` tokens, with room for them, but for no more than
     /// [`RESERVED_AHEAD`]; it grows by itself beyond that, or before with [`Cache::reserve`].
     pub fn new_cache(&self, length: usize) -> Cache {
-        let mut cache = Cache::new(KvPool::new(self.kv_shape()), self.new_sequence(0, length));
+        let mut cache = Cache::new(KvPool::new(self.kv_shape(), 1), self.new_sequence(0, length));
         cache.reserve(length.min(RESERVED_AHEAD));
         cache
     }

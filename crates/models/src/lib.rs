@@ -31,7 +31,7 @@ mod sequence;
 
 pub use architecture::supported;
 pub use batch::{BatchLogits, Logits, Part};
-pub use billfish_kernels::{BLOCK, KvPool, KvTable};
+pub use billfish_kernels::{BLOCK, KvPool, KvTable, shareable};
 pub use cache::CacheUse;
 pub use config::DecoderConfig;
 pub use decoder::{Model, Scratch};

@@ -147,7 +147,7 @@ impl LoneLayer {
         s.angles.clear();
         lengths.iter().for_each(|&len| c.rope.angles(&c.rope.frequencies(len), 0, len, &mut s.angles));
         let shape = KvShape { layers: 1, kv_heads: c.kv_heads, head_dim: c.head_dim, kind: self.options.kv() };
-        let mut pool = KvPool::new(shape);
+        let mut pool = KvPool::new(shape, lengths.len());
         let mut table = |slot: usize, len: usize| {
             let mut table = KvTable::new(slot as u32);
             let from = pool.blocks();

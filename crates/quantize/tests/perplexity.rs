@@ -2,10 +2,11 @@
 
 mod common;
 
-use billfish_kernels::Activations;
+use billfish_kernels::{Activations, KvType};
+use billfish_models::LoadOptions;
 use billfish_quantize::{Perplexity, Protocol, perplexity, surprises};
 use billfish_text::{Tokenizer, TokenizerFiles};
-use common::{all_logits, expected, fixture, load, root, surprise};
+use common::{all_logits, expected, fixture, load, load_with, root, surprise};
 
 const TINY: &str = "llama-w4-sym-g128";
 
@@ -26,6 +27,19 @@ fn relative(a: f64, b: f64) -> f64 {
     (a - b).abs() / b
 }
 
+/// The text of `quality.json` and how it is cut.
+fn quality_text(json: &serde_json::Value) -> (Vec<u32>, Protocol) {
+    let dir = root().join("crates/billfish/assets/tales-6m-w4-sym-g128");
+    let tokenizer_json = std::fs::read(dir.join("tokenizer.json")).unwrap();
+    let tokenizer =
+        Tokenizer::from_parts(TokenizerFiles { name: "tales", tokenizer_json: &tokenizer_json, ..TokenizerFiles::default() }).unwrap();
+    let protocol: Protocol = json["protocol"]["name"].as_str().unwrap().parse().unwrap();
+    let text = std::fs::read_to_string(fixture(json["text"]["file"].as_str().unwrap())).unwrap();
+    let mut ids = tokenizer.encode(&text, protocol.adds_special()).unwrap();
+    ids.truncate(json["text"]["first_tokens"].as_u64().unwrap() as usize);
+    (ids, protocol)
+}
+
 /// The whole protocol of `quality.json`: its model, its text, its 19,890 predictions.
 #[test]
 fn published_quality_figures() {
@@ -34,14 +48,7 @@ fn published_quality_figures() {
     let figures = json["models"].as_array().unwrap().iter().find(|m| m["model"] == "tales-6m-w4-sym-g128").unwrap();
     let number = |key: &str| figures[key].as_f64().unwrap();
 
-    let tokenizer_json = std::fs::read(dir.join("tokenizer.json")).unwrap();
-    let tokenizer =
-        Tokenizer::from_parts(TokenizerFiles { name: "tales", tokenizer_json: &tokenizer_json, ..TokenizerFiles::default() }).unwrap();
-    let protocol: Protocol = json["protocol"]["name"].as_str().unwrap().parse().unwrap();
-    let text = std::fs::read_to_string(fixture(json["text"]["file"].as_str().unwrap())).unwrap();
-    let mut ids = tokenizer.encode(&text, protocol.adds_special()).unwrap();
-    ids.truncate(json["text"]["first_tokens"].as_u64().unwrap() as usize);
-
+    let (ids, protocol) = quality_text(&json);
     for (activations, tolerance) in [(Activations::Strict, 1e-5), (Activations::Exact, 2e-4)] {
         let start = std::time::Instant::now();
         let found = run(&load(&dir, activations), &ids, None, protocol);
@@ -49,6 +56,31 @@ fn published_quality_figures() {
         assert_eq!(found.tokens as f64, number("tokens"));
         assert!(relative(found.ppl, number("ppl")) <= tolerance, "{found:?}");
         assert!(relative(found.ppl_se, number("ppl_se")) <= 1e-3, "{found:?}");
+    }
+}
+
+/// What the formats of the cache cost, against keys and values in half precision.
+#[test]
+fn quantized_caches_cost_little() {
+    let dir = root().join("crates/billfish/assets/tales-6m-w4-sym-g128");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(fixture("quality.json")).unwrap()).unwrap();
+    let (ids, protocol) = quality_text(&json);
+    let ppl = |kind: KvType| {
+        let model = load_with(&dir, LoadOptions { kv_type: Some(kind), ..LoadOptions::default() });
+        run(&model, &ids, None, protocol).ppl
+    };
+    let half = ppl(KvType::F16);
+    for kind in KvType::ALL.into_iter().filter(|k| k.is_quantized()) {
+        let off = ppl(kind) / half - 1.0;
+        println!("{kind:?}: {:+.4} %", 100.0 * off);
+        // what was asked for of 8 bits; those with a bit less of mantissa, and of 4 bits, cost what their errors are larger
+        let tolerance = match kind {
+            KvType::Int8 => 1e-3,
+            KvType::Fp8E4M3 => 5e-3,
+            KvType::Fp8E5M2 => 1e-2,
+            _ => 5e-2,
+        };
+        assert!(off != 0.0 && off.abs() <= tolerance, "{kind:?}: off by {off}");
     }
 }
 

@@ -115,14 +115,13 @@ impl Params {
         let float = |v: Option<f64>, default: f32| v.map_or(default, |v| v as f32);
         let vocab = app.model.vocab_size;
         let top_k = f.integer("top_k", -1..=i64::MAX)?.map_or(default.top_k, |k| k.max(0) as usize);
-        let top_p = float(f.number("top_p", 0.0..=1.0)?, default.top_p);
-        if top_p == 0.0 {
-            return Err(ApiError::field("top_p", "`top_p`: expected a number above 0 and up to 1, found 0"));
-        }
-        let repetition_penalty = float(f.number("repetition_penalty", 0.0..=100.0)?, default.repetition_penalty);
-        if repetition_penalty == 0.0 {
-            return Err(ApiError::field("repetition_penalty", "`repetition_penalty`: expected a number above 0, found 0"));
-        }
+        let above_zero = |name, most: f64, default: f32| match f.number(name, 0.0..=most)? {
+            Some(0.0) => Err(ApiError::field(name, format!("`{name}`: expected a number above 0 and up to {most}, found 0"))),
+            // the least there is in single precision
+            value => Ok(float(value, default).max(f32::MIN_POSITIVE)),
+        };
+        let top_p = above_zero("top_p", 1.0, default.top_p)?;
+        let repetition_penalty = above_zero("repetition_penalty", 100.0, default.repetition_penalty)?;
         let logit_bias = logit_bias(f, vocab)?;
         let mut allowed_tokens = f.array("allowed_token_ids")?.map(|list| tokens("allowed_token_ids", list, vocab)).transpose()?;
         let banned = bad_words(app, f)?;

@@ -45,13 +45,15 @@ pub struct Served {
 /// # Errors
 /// [`Error`] if a request cannot be run.
 pub fn serve(loaded: &LoadedModel, tasks: &[Task], at_once: usize, progress: &mut dyn FnMut()) -> Result<Served, Error> {
-    let most = tasks.iter().map(|t| t.prompt.len() + t.output).max().unwrap_or(0);
+    // an engine wants room for one token more than any prompt has
+    let most = tasks.iter().map(|t| t.prompt.len() + t.output).max().unwrap_or(0) + 1;
     let arrival = Instant::now();
     // room for all that run at once, and for what the engine keeps free while others run
     let blocks = at_once.max(1) * most.div_ceil(BLOCK);
     let blocks = blocks + blocks / 50 + 1;
+    let shape = loaded.model.kv_shape();
     let options = EngineOptions {
-        kv_cache_memory: (blocks * loaded.model.kv_shape().block_bytes()) as u64,
+        kv_cache_memory: (blocks * shape.block_bytes() + at_once.max(1) * shape.slot_bytes()) as u64,
         prefix_caching: false,
         max_num_seqs: at_once.max(1),
         max_waiting: tasks.len(),

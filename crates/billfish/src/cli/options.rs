@@ -78,18 +78,34 @@ impl FolderArgs {
 /// Storage of keys and values.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum KvArg {
+    Auto,
+    F32,
     F16,
     Bf16,
-    F32,
+    Int8,
+    #[value(name = "fp8_e4m3")]
+    Fp8E4M3,
+    #[value(name = "fp8_e5m2")]
+    Fp8E5M2,
+    #[value(name = "fp4_e2m1")]
+    Fp4E2M1,
+    Int4,
 }
 
-impl From<KvArg> for KvType {
-    fn from(k: KvArg) -> Self {
-        match k {
+impl KvArg {
+    /// What is asked for, if anything is.
+    pub fn kind(self) -> Option<KvType> {
+        Some(match self {
+            KvArg::Auto => return None,
+            KvArg::F32 => KvType::F32,
             KvArg::F16 => KvType::F16,
             KvArg::Bf16 => KvType::BF16,
-            KvArg::F32 => KvType::F32,
-        }
+            KvArg::Int8 => KvType::Int8,
+            KvArg::Fp8E4M3 => KvType::Fp8E4M3,
+            KvArg::Fp8E5M2 => KvType::Fp8E5M2,
+            KvArg::Fp4E2M1 => KvType::Fp4E2M1,
+            KvArg::Int4 => KvType::Int4,
+        })
     }
 }
 
@@ -133,9 +149,9 @@ pub struct RunningArgs {
     /// Precision of activations: exact (16 bit), strict (24 bit, as good as f32), int8 (fast, about 1 % off)
     #[arg(long, value_enum, default_value = "exact")]
     activations: ActivationsArg,
-    /// Storage of the KV cache [default: f16, f32 with strict activations]
-    #[arg(long, value_enum)]
-    kv_cache_dtype: Option<KvArg>,
+    /// Storage of the KV cache; auto is f16, and f32 with strict activations
+    #[arg(long, value_enum, default_value = "auto")]
+    kv_cache_dtype: KvArg,
     /// Round a float output head to 8 bits while it is loaded: less to read for each token, an approximation
     #[arg(long, value_enum)]
     quantize_head: Option<HeadArg>,
@@ -206,7 +222,7 @@ impl RunningArgs {
             isa: isa_from_env()?,
             threads: self.threads.map(usize::from),
             activations: self.activations.into(),
-            kv_type: self.kv_cache_dtype.map(KvType::from),
+            kv_type: self.kv_cache_dtype.kind(),
             quantize_head: self.quantize_head.is_some(),
             cache: self.cache.dir(),
         })

@@ -139,6 +139,15 @@ impl<const VNNI: bool> Vector for Ymm<VNNI> {
         both(a, |x| unsafe { _mm256_castsi256_ps(x) })
     }
     #[inline(always)]
+    unsafe fn pick(table: Self::F, index: Self::I) -> Self::F {
+        // SAFETY: see above.
+        both(index, |i| unsafe {
+            let halves = both(table, |half| _mm256_permutevar8x32_ps(half, i));
+            // the fourth bit of the index, as the sign
+            _mm256_blendv_ps(halves[0], halves[1], _mm256_castsi256_ps(_mm256_slli_epi32::<28>(i)))
+        })
+    }
+    #[inline(always)]
     unsafe fn load_f(p: *const f32) -> Self::F {
         // SAFETY: valid for 16 floats.
         unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
@@ -238,6 +247,12 @@ impl<const VNNI: bool> Vector for Ymm<VNNI> {
             [_mm256_fmadd_pd(a, b[0], c[0]), _mm256_fmadd_pd(a, b[1], c[1])]
         }
     }
+}
+
+super::stamp_coded! {
+    isa: Avx2,
+    features: ["avx2,fma,f16c"],
+    attend: [1 => 4, 4 => 1]
 }
 
 super::stamp! {

@@ -102,6 +102,11 @@ impl Vector for Avx512 {
         unsafe { _mm512_castsi512_ps(a) }
     }
     #[inline(always)]
+    unsafe fn pick(table: Self::F, index: Self::I) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_permutexvar_ps(index, table) }
+    }
+    #[inline(always)]
     unsafe fn load_f(p: *const f32) -> Self::F {
         // SAFETY: valid for 16 floats.
         unsafe { _mm512_loadu_ps(p) }
@@ -186,6 +191,12 @@ impl Vector for Avx512 {
         // SAFETY: see above.
         unsafe { _mm512_fmadd_pd(_mm512_set1_pd(a), b, c) }
     }
+}
+
+super::stamp_coded! {
+    isa: Avx512,
+    features: ["avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"],
+    attend: [1 => 4, 4 => 4, 8 => 2]
 }
 
 super::stamp! {

@@ -3,6 +3,8 @@
 /// AVX2, FMA, F16C, AVX-VNNI.
 pub(crate) type AvxVnni = super::avx2::Ymm<true>;
 
+use super::avx2::{CODED_ROWS, attend_coded};
+
 super::stamp! {
     isa: AvxVnni,
     features: ["avx2,fma,f16c,avxvnni"],

@@ -3,6 +3,8 @@
 /// NEON, DotProd.
 pub(crate) type DotProd = super::neon::Quads<true>;
 
+use super::neon::{CODED_ROWS, attend_coded};
+
 super::stamp! {
     isa: DotProd,
     features: ["neon,dotprod"],

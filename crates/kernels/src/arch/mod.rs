@@ -21,6 +21,7 @@ mod scalar;
 mod tests;
 
 use crate::isa::Isa;
+use crate::kv::KvType;
 use generic::{AttendArgs, DenseArgs, GemmArgs, QuantizeArgs, TileArgs};
 
 /// A kernel over one panel; see [`generic::panel::tile`].
@@ -65,8 +66,10 @@ pub(crate) struct Kernels {
     pub quantize: [unsafe fn(&QuantizeArgs); 3],
     /// Rows that an attention kernel exists for, ascending.
     pub attend_rows: &'static [usize],
-    /// The attention kernel for pages of an element type and tiles of `rows`.
-    pub attend: fn(generic::dense::Element, usize) -> Option<AttendFn>,
+    /// Rows that one exists for where blocks are quantized.
+    pub attend_coded_rows: &'static [usize],
+    /// The attention kernel for blocks of a format and tiles of `rows`.
+    pub attend: fn(KvType, usize) -> Option<AttendFn>,
     /// Joins the attention state of a later stretch of pages to that of an earlier one; see [`generic::attention::merge`].
     pub merge: MergeFn,
     /// Root mean square norm of one row: `(x, weight, eps, out)`.
@@ -106,6 +109,7 @@ macro_rules! stamp {
     ) => {
         use super::generic;
         use super::{AttendFn, DenseFn, Kernels, TileFn};
+        use crate::kv::KvType;
 
         // SAFETY of the functions below: the dispatcher hands this table out only on a CPU that has the features;
         // their other preconditions are those of the generic algorithm that each one instantiates.
@@ -205,13 +209,15 @@ macro_rules! stamp {
             }
         }
 
-        fn attend_for(element: generic::dense::Element, rows: usize) -> Option<AttendFn> {
-            use generic::dense::Element::{BF16, F16, F32};
-            match (element, rows) {
+        fn attend_for(kind: KvType, rows: usize) -> Option<AttendFn> {
+            if kind.is_quantized() {
+                return attend_coded(kind, rows);
+            }
+            match (kind, rows) {
                 $(
-                    (F16, $arows) => Some(attend_tile::<{ F16 as u8 }, $arows, $anv>),
-                    (BF16, $arows) => Some(attend_tile::<{ BF16 as u8 }, $arows, $anv>),
-                    (F32, $arows) => Some(attend_tile::<{ F32 as u8 }, $arows, $anv>),
+                    (KvType::F16, $arows) => Some(attend_tile::<{ KvType::F16 as u8 }, $arows, $anv>),
+                    (KvType::BF16, $arows) => Some(attend_tile::<{ KvType::BF16 as u8 }, $arows, $anv>),
+                    (KvType::F32, $arows) => Some(attend_tile::<{ KvType::F32 as u8 }, $arows, $anv>),
                 )*
                 _ => None,
             }
@@ -227,6 +233,7 @@ macro_rules! stamp {
             dense: dense_for,
             quantize: [quantize::<1>, quantize::<2>, quantize::<3>],
             attend_rows: &[$($arows),*],
+            attend_coded_rows: CODED_ROWS,
             attend: attend_for,
             merge,
             rms_norm,
@@ -245,6 +252,36 @@ macro_rules! stamp {
     };
 }
 use stamp;
+
+/// Stamps out the attention kernels for quantized blocks; apart, because the tables of an instruction set with and without
+/// better dot products share them.
+macro_rules! stamp_coded {
+    (isa: $isa:ident, features: [$($feature:literal)?], attend: [$($rows:literal => $nv:literal),* $(,)?]) => {
+        // SAFETY of the function below: as those of `stamp`.
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn attend_coded_tile<const E: u8, const MR: usize, const NV: usize>(a: &super::generic::AttendArgs) {
+            // SAFETY: see above.
+            unsafe { super::generic::attention::attend::<$isa, E, MR, NV>(a) }
+        }
+
+        pub(super) const CODED_ROWS: &[usize] = &[$($rows),*];
+
+        pub(super) fn attend_coded(kind: crate::kv::KvType, rows: usize) -> Option<super::AttendFn> {
+            use crate::kv::KvType::{Fp4E2M1, Fp8E4M3, Fp8E5M2, Int4, Int8};
+            match (kind, rows) {
+                $(
+                    (Int8, $rows) => Some(attend_coded_tile::<{ Int8 as u8 }, $rows, $nv>),
+                    (Fp8E4M3, $rows) => Some(attend_coded_tile::<{ Fp8E4M3 as u8 }, $rows, $nv>),
+                    (Fp8E5M2, $rows) => Some(attend_coded_tile::<{ Fp8E5M2 as u8 }, $rows, $nv>),
+                    (Fp4E2M1, $rows) => Some(attend_coded_tile::<{ Fp4E2M1 as u8 }, $rows, $nv>),
+                    (Int4, $rows) => Some(attend_coded_tile::<{ Int4 as u8 }, $rows, $nv>),
+                )*
+                _ => None,
+            }
+        }
+    };
+}
+use stamp_coded;
 
 /// The table of `isa`. The caller must have checked [`Isa::is_available`].
 pub(crate) fn kernels(isa: Isa) -> &'static Kernels {

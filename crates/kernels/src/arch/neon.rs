@@ -185,6 +185,20 @@ impl<const DOT: bool> Vector for Quads<DOT> {
         unsafe { map(a, |a| vreinterpretq_f32_s32(a)) }
     }
     #[inline(always)]
+    unsafe fn pick(table: Self::F, index: Self::I) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            let bytes = map(table, |t| vreinterpretq_u8_f32(t));
+            let bytes = uint8x16x4_t(bytes[0], bytes[1], bytes[2], bytes[3]);
+            map(index, |i| {
+                // the four bytes of a lane stand at four times its index
+                let first = vmulq_n_u32(vandq_u32(vreinterpretq_u32_s32(i), vdupq_n_u32(15)), 0x0404_0404);
+                let places = vaddq_u32(first, vdupq_n_u32(0x0302_0100));
+                vreinterpretq_f32_u8(vqtbl4q_u8(bytes, vreinterpretq_u8_u32(places)))
+            })
+        }
+    }
+    #[inline(always)]
     unsafe fn load_f(p: *const f32) -> Self::F {
         // SAFETY: valid for 16 floats.
         unsafe { map([0, 4, 8, 12], |at| vld1q_f32(p.add(at))) }
@@ -283,6 +297,12 @@ impl<const DOT: bool> Vector for Quads<DOT> {
             [vfmaq_f64(c[0], a, b[0]), vfmaq_f64(c[1], a, b[1]), vfmaq_f64(c[2], a, b[2]), vfmaq_f64(c[3], a, b[3])]
         }
     }
+}
+
+super::stamp_coded! {
+    isa: Neon,
+    features: ["neon"],
+    attend: [1 => 4, 4 => 1]
 }
 
 super::stamp! {

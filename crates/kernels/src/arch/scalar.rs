@@ -106,6 +106,10 @@ impl Vector for Scalar {
         map(a, |x| f32::from_bits(x as u32))
     }
     #[inline(always)]
+    unsafe fn pick(table: Self::F, index: Self::I) -> Self::F {
+        map(index, |i| table[(i & 15) as usize])
+    }
+    #[inline(always)]
     unsafe fn load_f(p: *const f32) -> Self::F {
         // SAFETY: valid for 16 floats.
         unsafe { p.cast::<[f32; 16]>().read_unaligned() }
@@ -176,6 +180,12 @@ impl Vector for Scalar {
     unsafe fn fma_d(a: f64, b: Self::D, c: Self::D) -> Self::D {
         std::array::from_fn(|i| a.mul_add(b[i], c[i]))
     }
+}
+
+super::stamp_coded! {
+    isa: Scalar,
+    features: [],
+    attend: [1 => 1, 4 => 1]
 }
 
 super::stamp! {

@@ -1,8 +1,11 @@
 //! Every operation of every instruction set against the scalar code bit by bit, and half floats against their definition.
 
+use super::generic::AttendArgs;
+use super::generic::attention::LOWEST;
 use super::kernels;
 use super::vector::Vector;
 use crate::isa::Isa;
+use crate::kv::KvType;
 use proptest::prelude::*;
 
 /// Operands: any bits.
@@ -101,6 +104,7 @@ pub(crate) unsafe fn operations<V: Vector>(sample: &Sample) -> Vec<Outcome> {
             ("bits_f", c),
             ("splat_f", s),
             ("load_bf16", V::load_bf16(pa)),
+            ("pick", V::pick(a, V::load_i(pb))),
             ("max_f", V::max_f(a, b)),
             ("max_f, one against many", V::max_f(a, s)),
             ("min_f", V::min_f(a, b)),
@@ -273,6 +277,70 @@ fn every_rounding_to_half_goes_to_the_nearest() {
             // SAFETY: available.
             unsafe { (kernels(isa).to_f16)(&x, &mut found) };
             assert_eq!(found, expected, "{isa:?}: {x:?}");
+        }
+    }
+}
+
+/// Every code of every quantized format, as a key and as a value, read by the attention kernels of every instruction set.
+#[test]
+fn every_code_is_read_as_defined() {
+    for kind in KvType::ALL.into_iter().filter(|k| k.is_quantized()) {
+        let count: usize = if kind.bits() == 8 { 256 } else { 16 };
+        let bytes = kind.bits() / 4;
+        for isa in Isa::available() {
+            for &rows in kernels(isa).attend_coded_rows {
+                let kernel = (kernels(isa).attend)(kind, rows).unwrap();
+                let run = |head_dim: usize, part: &[u8], queries: &[f32]| {
+                    let padded = head_dim.next_multiple_of(16);
+                    let (mut stats, mut out) = (vec![[LOWEST, 0.0]; rows], vec![0.0f32; rows * padded]);
+                    let dims = if bytes == 1 { head_dim.next_multiple_of(2) } else { head_dim };
+                    let values_at = 8 * bytes * dims;
+                    let scales_at = values_at + 8 * bytes * padded;
+                    let mut part = part.to_vec();
+                    part.resize(scales_at, 0);
+                    part.extend([0x80, 0x3f].repeat(32));
+                    // SAFETY: available; one token of one block is seen, and every buffer has the rows' size.
+                    unsafe {
+                        kernel(&AttendArgs {
+                            queries: queries.as_ptr(),
+                            spans: &vec![(0, 1); rows],
+                            pages: 0..1,
+                            blocks: &[part.as_ptr()],
+                            keys_at: 0,
+                            values_at,
+                            scales_at,
+                            own: (9, std::ptr::null()),
+                            head_dim,
+                            padded,
+                            stats: stats.as_mut_ptr(),
+                            out: out.as_mut_ptr(),
+                        });
+                    }
+                    (stats, out)
+                };
+                let same = |found: f32, want: f32| found == want || found.is_nan() && want.is_nan();
+                for code in 0..count {
+                    let want = kind.value(code as u8);
+                    // the only key is the score; one that is no number is no maximum, and makes the sum none
+                    let first = if bytes == 1 { vec![code as u8 | 0xf0] } else { vec![code as u8] };
+                    let (stats, _) = run(1, &first, &vec![1.0; rows]);
+                    assert!(stats.iter().all(|s| s[0] == want || s[1].is_nan() && want.is_nan()), "{isa:?} {kind:?} {code}: {stats:?}");
+                }
+                if bytes == 1 {
+                    // the second of two dimensions stands in the high half
+                    for code in 0..16 {
+                        let queries: Vec<f32> = [0.0, 1.0].into_iter().flat_map(|q| vec![q; rows]).collect();
+                        let (stats, _) = run(2, &[code << 4 | 3], &queries);
+                        assert!(stats.iter().all(|s| s[0] == kind.value(code)), "{isa:?} {kind:?} {code}");
+                    }
+                }
+                let dims = 8 * bytes * count;
+                let mut part = vec![0; dims];
+                part.extend((0..count).map(|code| code as u8));
+                let (_, out) = run(count, &part, &vec![0.0; count * rows]);
+                let wrong = (0..rows * count).find(|i| !same(out[*i], kind.value((i % count) as u8)));
+                assert_eq!(wrong, None, "{isa:?} {kind:?} {rows} rows");
+            }
         }
     }
 }

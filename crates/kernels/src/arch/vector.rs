@@ -55,6 +55,9 @@ pub(crate) trait Vector: Copy {
     /// The same bits as floats.
     unsafe fn bits_f(a: Self::I) -> Self::F;
 
+    /// Lane i is the lane of `table` that the four low bits of lane i of `index` name.
+    unsafe fn pick(table: Self::F, index: Self::I) -> Self::F;
+
     /// Loads 16 floats.
     unsafe fn load_f(p: *const f32) -> Self::F;
     /// Stores 16 floats.

@@ -1,87 +1,54 @@
 //! The memory of keys and values: numbered blocks, each for all layers.
 
-use super::{BLOCK, KvTable, KvType};
+use super::{BLOCK, KvShape, KvTable};
 use crate::KernelError;
 use crate::activations::Out;
 use crate::aligned::AlignedBytes;
 
-/// What a block holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvShape {
-    /// Layers.
-    pub layers: usize,
-    /// KV heads of a layer.
-    pub kv_heads: usize,
-    /// Floats of a head's key, and of its value.
-    pub head_dim: usize,
-    /// How they are stored.
-    pub kind: KvType,
-}
-
-impl KvShape {
-    /// `head_dim` rounded up to sixteen: what a value takes.
-    pub(crate) fn padded(&self) -> usize {
-        self.head_dim.next_multiple_of(16)
-    }
-
-    /// Bytes of the keys of one head in a block, which stand first.
-    pub(crate) fn key_bytes(&self) -> usize {
-        BLOCK * self.head_dim * self.kind.bytes()
-    }
-
-    /// Bytes of one head in a block, whole lines.
-    pub(crate) fn head_bytes(&self) -> usize {
-        (self.key_bytes() + BLOCK * self.padded() * self.kind.bytes()).next_multiple_of(64)
-    }
-
-    /// Bytes of one layer in a block.
-    pub(crate) fn layer_bytes(&self) -> usize {
-        self.kv_heads * self.head_bytes()
-    }
-
-    /// Bytes of one token of a full block.
-    pub fn token_bytes(&self) -> usize {
-        self.block_bytes() / BLOCK
-    }
-
-    /// Bytes of a block.
-    pub fn block_bytes(&self) -> usize {
-        self.layers * self.layer_bytes()
-    }
-}
-
 /// Most blocks of a slab of a pool that grows: what nobody needs any more can be given back slab by slab.
 const SLAB: usize = 256;
 
-/// Blocks of [`BLOCK`] tokens: for each layer and KV head the keys, `[head_dim][16]`, then the values, `[16][head_dim rounded
-/// up to 16]`. Each begins at a line of cache. Memory is address space until it is written to.
+/// Blocks of [`BLOCK`] tokens, each as its [`KvShape`] says. Memory is address space until it is written to.
+///
+/// Of a quantized cache, the blocks hold full ones. The last two of each sequence lie in its slot in half precision, which
+/// is what their own tokens read; so a sequence can go back by [`BLOCK`] tokens at least.
 pub struct KvPool {
     shape: KvShape,
     slabs: Vec<AlignedBytes>,
     /// Where the blocks begin. They point into the slabs.
     blocks: Vec<Out<u8>>,
-    /// The call that wrote last to each block; 0 for none.
+    /// Two blocks in half precision for each slot.
+    tails: AlignedBytes,
+    /// The call that wrote last to each block and to each slot; 0 for none.
     writers: Vec<u64>,
+    slot_writers: Vec<u64>,
     calls: u64,
     /// Blocks that were written to.
     touched: usize,
 }
 
 impl KvPool {
-    /// A pool without blocks, that [grows](KvPool::grow).
-    pub fn new(shape: KvShape) -> Self {
-        Self { shape, slabs: vec![], blocks: vec![], writers: vec![], calls: 0, touched: 0 }
+    /// A pool without blocks, that [grows](KvPool::grow), for `slots` sequences at a time.
+    pub fn new(shape: KvShape, slots: usize) -> Self {
+        Self::over(shape, slots, AlignedBytes::zeroed(slots * shape.slot_bytes()))
     }
 
-    /// A pool of a fixed number of blocks.
+    fn over(shape: KvShape, slots: usize, tails: AlignedBytes) -> Self {
+        Self { shape, slabs: vec![], blocks: vec![], tails, writers: vec![], slot_writers: vec![0; slots], calls: 0, touched: 0 }
+    }
+
+    /// A pool of a fixed number of blocks, for `slots` sequences at a time.
     ///
     /// # Errors
     /// [`KernelError::Memory`] if there is not as much address space to be had.
-    pub fn with_blocks(shape: KvShape, blocks: usize) -> Result<Self, KernelError> {
+    pub fn with_blocks(shape: KvShape, blocks: usize, slots: usize) -> Result<Self, KernelError> {
         let error = || KernelError::Memory { blocks, block_bytes: shape.block_bytes() };
-        let bytes = blocks.checked_mul(shape.block_bytes()).filter(|_| u32::try_from(blocks).is_ok()).ok_or_else(error)?;
-        let mut pool = Self::new(shape);
-        pool.add_slab(AlignedBytes::try_zeroed(bytes).ok_or_else(error)?, blocks);
+        let room = |count: usize, bytes: usize| {
+            let bytes = count.checked_mul(bytes).filter(|b| u32::try_from(count).is_ok() && isize::try_from(*b).is_ok());
+            bytes.and_then(AlignedBytes::try_zeroed).ok_or_else(error)
+        };
+        let mut pool = Self::over(shape, slots, room(slots, shape.slot_bytes())?);
+        pool.add_slab(room(blocks, shape.block_bytes())?, blocks);
         Ok(pool)
     }
 
@@ -140,9 +107,17 @@ impl KvPool {
             return;
         }
         let at = from.len() / BLOCK;
+        self.begin_call();
+        if self.shape.kind.is_quantized() {
+            assert_ne!(from.slot(), to.slot(), "a slot of its own");
+            self.claim_slot(to.slot());
+            let (from, to) = (self.tail(from.slot(), at, 0), self.tail(to.slot(), at, 0));
+            // SAFETY: both lie in the slots, which the pool has, which is borrowed exclusively; they are different ones.
+            unsafe { std::ptr::copy_nonoverlapping(from.at(0), to.at(0), self.shape.halves().block_bytes()) };
+            return;
+        }
         let (from, to) = (from.blocks()[at], to.blocks()[at]);
         assert_ne!(from, to, "a block of its own");
-        self.begin_call();
         let target = self.claim(to);
         // SAFETY: both lie in the pool, which is borrowed exclusively, and are different blocks.
         unsafe { std::ptr::copy_nonoverlapping(self.blocks[from as usize].at(0), target.at(0), self.shape.block_bytes()) };
@@ -152,6 +127,13 @@ impl KvPool {
     pub(crate) fn part(&self, block: u32, layer: usize) -> Out<u8> {
         assert!(layer < self.shape.layers, "a layer of the pool");
         Out(self.blocks[block as usize].at(layer * self.shape.layer_bytes()))
+    }
+
+    /// The part of a layer in one of the last two blocks of the sequence in `slot`, in half precision.
+    pub(crate) fn tail(&self, slot: u32, block: usize, layer: usize) -> Out<u8> {
+        assert!(layer < self.shape.layers && (slot as usize) < self.slot_writers.len(), "a layer and a slot of the pool");
+        let halves = self.shape.halves();
+        Out(self.tails.start().wrapping_add((2 * slot as usize + block % 2) * halves.block_bytes() + layer * halves.layer_bytes()))
     }
 
     /// Begins a call in which each block is written to for one sequence only.
@@ -169,5 +151,15 @@ impl KvPool {
         self.touched += usize::from(*writer == 0);
         *writer = self.calls;
         self.blocks[block as usize]
+    }
+
+    /// A slot that is to be written to.
+    ///
+    /// # Panics
+    /// If it was claimed in this call before, or there is no such slot.
+    pub(crate) fn claim_slot(&mut self, slot: u32) {
+        let writer = &mut self.slot_writers[slot as usize];
+        assert!(*writer != self.calls, "slot {slot} belongs to two sequences of a pass");
+        *writer = self.calls;
     }
 }

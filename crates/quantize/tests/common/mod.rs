@@ -58,9 +58,13 @@ impl Drop for Fresh {
 }
 
 pub fn load(dir: &Path, activations: Activations) -> Model {
+    load_with(dir, LoadOptions { activations, ..LoadOptions::default() })
+}
+
+pub fn load_with(dir: &Path, options: LoadOptions) -> Model {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let backend = Arc::new(Backend::new(Isa::choose(None).unwrap(), 2).unwrap());
-    let model = Model::load(&checkpoint, backend, LoadOptions { activations, ..LoadOptions::default() }, &mut |_| ()).unwrap();
+    let model = Model::load(&checkpoint, backend, options, &mut |_| ()).unwrap();
     assert_eq!(checkpoint.unread(), Vec::<String>::new(), "tensors that nobody read");
     model
 }

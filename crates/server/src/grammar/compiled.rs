@@ -1,6 +1,6 @@
 //! Grammars by the `llguidance` library, over the bytes of our own vocabulary.
 
-use super::{Form, Kind};
+use super::{Form, Kind, prepared};
 use crate::error::ApiError;
 use billfish_engine::Constraint;
 use billfish_text::Tokenizer;
@@ -10,8 +10,6 @@ use llguidance::{Matcher, ParserFactory};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
-/// Largest grammar or schema as text.
-const LONGEST: usize = 256 << 10;
 /// The library's words are long where grammars are.
 const LONGEST_MESSAGE: usize = 400;
 
@@ -35,14 +33,12 @@ impl Grammars {
             let why: String = why.chars().take(LONGEST_MESSAGE).collect();
             ApiError::field(field, format!("`{field}` cannot be used: {why}"))
         };
-        let (size, grammar) = match &form.kind {
-            Kind::Schema(schema) => (schema.to_string().len(), TopLevelGrammar::from_json_schema(schema.clone())),
-            Kind::Regex(regex) => (regex.len(), TopLevelGrammar::from_regex(regex)),
-            Kind::Lark(lark) => (lark.len(), TopLevelGrammar::from_lark(lark.clone())),
+        form.check_size()?;
+        let grammar = match &form.kind {
+            Kind::Schema(schema) => TopLevelGrammar::from_json_schema(prepared(schema.clone())),
+            Kind::Regex(regex) => TopLevelGrammar::from_regex(regex),
+            Kind::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
         };
-        if size > LONGEST {
-            return Err(refused(format!("it has {size} bytes; the limit is {LONGEST}")));
-        }
         let factory = self.factory.get_or_init(|| factory(&self.tokenizer, self.vocab).map_err(|e| e.to_string()));
         let factory = factory.as_ref().map_err(|e| ApiError::internal(format!("grammars are not available: {e}")))?;
         // a library that reads what anybody sends must not take the server down

@@ -30,6 +30,9 @@ pub(crate) enum Kind {
     Lark(String),
 }
 
+/// Largest grammar or schema as text.
+const LONGEST: usize = 256 << 10;
+
 const FORMAT: &[Field] = &[("type", Rule::Used), ("json_schema", Rule::Used)];
 const SCHEMA: &[Field] = &[("name", Rule::Harmless), ("description", Rule::Harmless), ("schema", Rule::Used), ("strict", Rule::Harmless)];
 const STRUCTURED: &[Field] = &[
@@ -42,6 +45,19 @@ const STRUCTURED: &[Field] = &[
 ];
 
 impl Form {
+    /// Refuses what is too large to be looked at.
+    fn check_size(&self) -> Result<(), ApiError> {
+        let size = match &self.kind {
+            Kind::Schema(schema) => schema.to_string().len(),
+            Kind::Regex(text) | Kind::Lark(text) => text.len(),
+        };
+        if size > LONGEST {
+            let field = self.field;
+            return Err(ApiError::field(field, format!("`{field}` has {size} bytes; the limit is {LONGEST}")));
+        }
+        Ok(())
+    }
+
     /// Reads `response_format` and `structured_outputs`.
     pub fn read(f: &Fields<'_>) -> Result<Option<Form>, ApiError> {
         match (format(f)?, structured(f)?) {
@@ -113,6 +129,19 @@ fn structured(f: &Fields<'_>) -> Result<Option<Form>, ApiError> {
         0 | 1 => Ok(forms.pop()),
         _ => Err(ApiError::field("structured_outputs", "`structured_outputs`: expected one form, found several")),
     }
+}
+
+/// Between the parts of JSON stands nothing, a space, or a line end with what indents the next line. Where any space is
+/// legal, some models write nothing else any more.
+const SPACE: &str = r" |\n[ \t]{0,20}";
+
+/// A schema as the grammar's compiler is to read it.
+pub(crate) fn prepared(mut schema: Value) -> Value {
+    if let Value::Object(map) = &mut schema {
+        // the compiler's own options are not the client's to set
+        map.insert("x-guidance".into(), json!({"whitespace_pattern": SPACE}));
+    }
+    schema
 }
 
 /// A text as a grammar writes it: JSON's escapes are those of Lark.

@@ -14,6 +14,7 @@ impl Grammars {
     }
 
     pub fn compile(&self, form: &Form) -> Result<Box<dyn Constraint>, ApiError> {
+        form.check_size()?;
         let field = form.field;
         Err(ApiError::unsupported(field, format!("`{field}`: this server was built without grammars (feature `grammar`)")))
     }

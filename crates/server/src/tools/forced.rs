@@ -1,7 +1,7 @@
 //! Calls that must be made: the grammar of an answer that is nothing but calls.
 
 use super::{Dialect, Tools, request::Choice};
-use crate::grammar::{Form, Kind, quoted};
+use crate::grammar::{Form, Kind, prepared, quoted};
 use billfish_text::Tokenizer;
 use serde_json::{Value, json};
 
@@ -20,19 +20,20 @@ impl Tools {
         let arguments = if dialect == Dialect::Llama { "parameters" } else { "arguments" };
         let calls: Vec<Value> = self.list.iter().zip(&self.names).filter(|(_, n)| wanted(n)).map(|(t, n)| call(t, n, arguments)).collect();
         let one = json!({"anyOf": calls});
+        let body = prepared(one.clone());
         let lark = match dialect {
             Dialect::Hermes => {
                 let (open, close) = (quoted("<tool_call>\n"), quoted("\n</tool_call>"));
                 let more = if several { "(\"\\n\" call)*" } else { "" };
-                format!("start: call {more}\ncall: {open} body {close}\nbody: %json {one}\n")
+                format!("start: call {more}\ncall: {open} body {close}\nbody: %json {body}\n")
             }
-            Dialect::Llama => format!("start: body\nbody: %json {one}\n"),
+            Dialect::Llama => format!("start: body\nbody: %json {body}\n"),
             Dialect::Mistral => {
                 let mut list = json!({"type": "array", "items": one, "minItems": 1});
                 if !several {
                     list["maxItems"] = 1.into();
                 }
-                format!("start: {} body\nbody: %json {list}\n", mark(tokenizer, "[TOOL_CALLS]"))
+                format!("start: {} body\nbody: %json {}\n", mark(tokenizer, "[TOOL_CALLS]"), prepared(list))
             }
         };
         Some(Form { kind: Kind::Lark(lark), field: "tools" })

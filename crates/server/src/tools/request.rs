@@ -38,7 +38,8 @@ impl Tools {
         }
         let names = list.iter().enumerate().map(|(i, t)| name(i, t)).collect::<Result<Vec<_>, _>>()?;
         if let Some(twice) = names.iter().enumerate().find(|(i, n)| names[..*i].contains(n)) {
-            return Err(ApiError::field(format!("tools[{}].function.name", twice.0), format!("the tool `{}` is there twice", twice.1)));
+            let path = format!("tools[{}].function.name", twice.0);
+            return Err(ApiError::field(&path, format!("`{path}`: the tool `{}` is there twice", twice.1)));
         }
         let choice = choice(f, &names)?;
         let parallel = f.bool("parallel_tool_calls")?.unwrap_or(true);
@@ -60,7 +61,8 @@ fn name(index: usize, tool: &Value) -> Result<String, ApiError> {
         None | Some("function") => {}
         Some(other) => {
             let other: String = other.chars().take(80).collect();
-            return Err(ApiError::unsupported(fields.path("type"), format!("tools of type `{other}` are not supported, only `function`")));
+            let path = fields.path("type");
+            return Err(ApiError::unsupported(&path, format!("`{path}`: tools of type `{other}` are not supported, only `function`")));
         }
     }
     let inner = format!("{path}function.");

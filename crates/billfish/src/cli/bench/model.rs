@@ -69,8 +69,8 @@ pub struct Args {
     /// Precision of activations
     #[arg(long, value_enum, value_delimiter = ',', default_value = "exact")]
     activations: Vec<ActivationsArg>,
-    /// Storage of the KV cache [default: f16, f32 with strict activations]
-    #[arg(long, value_enum, value_delimiter = ',')]
+    /// Storage of the KV cache; auto is f16, and f32 with strict activations
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "auto")]
     kv_cache_dtype: Vec<KvArg>,
     /// Round a float output head to 8 bits while it is loaded
     #[arg(long, value_enum)]
@@ -127,7 +127,7 @@ pub fn run(args: &Args) -> Result<()> {
     let tests = args.tests();
     anyhow::ensure!(!tests.is_empty(), "no test; give --n-prompt, --n-gen or --pg with more than 0 tokens");
     let threads: Vec<Option<usize>> = or_default(&args.threads);
-    let caches: Vec<Option<KvType>> = or_default(&args.kv_cache_dtype);
+    let caches: Vec<Option<KvType>> = args.kv_cache_dtype.iter().map(|k| k.kind()).collect();
     let isa = Isa::choose(isa_from_env()?.as_deref())?;
     let quantize_head = args.quantize_head.is_some();
     let activations = args.activations[0].into();

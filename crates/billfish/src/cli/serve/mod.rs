@@ -9,7 +9,7 @@ use settings::Settings;
 
 use super::options::{ActivationsArg, FolderArgs, HeadArg, KvArg, ZerosArg, isa_from_env, load};
 use anyhow::Context;
-use billfish::{Activations, Checkpoint, KvType, LoadedModel, Machine, OpenOptions, SamplingParams};
+use billfish::{Activations, Checkpoint, LoadedModel, Machine, OpenOptions, SamplingParams};
 use billfish_engine::{Engine, EngineOptions, Ngram};
 use billfish_server::{Config, LogLine, ServedModel, Server, ToolDialect};
 use clap::ValueEnum;
@@ -53,7 +53,7 @@ fn open_options(settings: &Settings) -> anyhow::Result<OpenOptions> {
         isa: isa_from_env()?,
         threads: settings.number("threads").map(|n| n as usize),
         activations: choice::<ActivationsArg>(settings, "activations").map_or(Activations::Exact, Activations::from),
-        kv_type: choice::<KvArg>(settings, "kv-cache-dtype").map(KvType::from),
+        kv_type: choice::<KvArg>(settings, "kv-cache-dtype").and_then(KvArg::kind),
         quantize_head: choice::<HeadArg>(settings, "quantize-head").is_some(),
         cache: settings.text("cache").map(Into::into),
     })
@@ -173,7 +173,8 @@ fn sampling(loaded: &LoadedModel, checkpoint: &Checkpoint, ignore: bool) -> Samp
     sampling
 }
 
-/// What answers depend on besides the request: equal ones promise equal answers.
+/// What answers depend on besides the request, shortened. Of the weights it knows the outline (names, types, shapes and places),
+/// not every byte, which would have to be read for it.
 fn fingerprint(loaded: &LoadedModel, checkpoint: &Checkpoint) -> String {
     let model = &loaded.model;
     let parts = [
@@ -198,7 +199,7 @@ mod tests {
         let settings = Args::from_arg_matches(&matches).unwrap().resolve(|_| None).unwrap();
         let open = open_options(&settings).unwrap();
         config(&settings).unwrap();
-        log(settings.text("log").unwrap());
+        log(settings.text("log").unwrap())(&LogLine::default());
         let checkpoint = folder(&settings).open(settings.text("model").map(Path::new)).unwrap();
         let loaded = load(&checkpoint, &open).unwrap();
         serve(loaded, &checkpoint, &settings, EngineOptions { kv_cache_memory: 64 << 20, ..engine_options(&settings) }).unwrap();

@@ -129,12 +129,6 @@ fn parsers() -> Vec<String> {
     ["auto"].into_iter().chain(ToolDialect::NAMES.iter().map(|(n, _)| *n)).map(str::to_owned).collect()
 }
 
-fn cache_types() -> Vec<String> {
-    let mut all = vec!["auto".to_owned()];
-    all.extend(names::<KvArg>());
-    all
-}
-
 fn logs() -> Vec<String> {
     ["logfmt", "json", "none"].map(str::to_owned).into()
 }
@@ -179,7 +173,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("kv-cache-memory", Kind::Size, "SIZE", None, "Memory of the KV cache, such as 4GiB [default: a quarter of the machine's]"),
     Setting::new(
         "kv-cache-dtype",
-        Kind::Choice(cache_types),
+        Kind::Choice(names::<KvArg>),
         "TYPE",
         Some("auto"),
         "Storage of the KV cache; auto is f16, and f32 with strict activations",

@@ -9,13 +9,15 @@
 //! l = fma(l, c, sum of the page)        o = chain of fma over the page's tokens, begun at o * c
 //! ```
 //!
+//! Of quantized formats, a score is the chain times the key's scale, and a value's scale goes into its weight, which is
+//! rounded once more. All rows of a tile are tokens of one block then, and read it in half precision.
+//!
 //! Pages begin anew at absolute positions, so a row's numbers do not depend on the rows beside it nor on how the prompt
 //! was cut. States of two stretches of pages are joined by [`merge`].
 
-use super::dense::Element;
 use super::math::exp;
 use crate::arch::vector::Vector;
-use crate::kv::BLOCK;
+use crate::kv::{BLOCK, E2M1, INT4, KvType};
 use std::ops::Range;
 
 /// Tokens of a page.
@@ -38,10 +40,14 @@ pub(crate) struct AttendArgs<'a> {
     pub pages: Range<usize>,
     /// The blocks of the sequence; block i holds positions `i * 16 ..`.
     pub blocks: &'a [*const u8],
-    /// Where the keys of this KV head begin in a block, `[head_dim][16]` elements.
+    /// Where this KV head begins in a block: its keys, `[head_dim][16]`, or codes in pairs.
     pub keys_at: usize,
-    /// Where its values begin, `[16][padded]` elements.
+    /// Where its values begin, `[16][padded]`.
     pub values_at: usize,
+    /// Where the scales of its keys begin, 16 brain floats; those of the values follow.
+    pub scales_at: usize,
+    /// For quantized formats: the block of the rows, and the keys of this head there in halves.
+    pub own: (usize, *const u8),
     /// Floats of a query.
     pub head_dim: usize,
     /// `head_dim` rounded up to sixteen.
@@ -52,16 +58,122 @@ pub(crate) struct AttendArgs<'a> {
     pub out: *mut f32,
 }
 
+/// Whether codes of format `E` lie in pairs.
+const fn pairs(e: u8) -> bool {
+    e == KvType::Int4 as u8 || e == KvType::Fp4E2M1 as u8
+}
+
+/// Whether rows of format `E` have scales.
+const fn scaled(e: u8) -> bool {
+    pairs(e) || e == KvType::Int8 as u8 || e == KvType::Fp8E4M3 as u8 || e == KvType::Fp8E5M2 as u8
+}
+
+/// Sixteen numbers, beginning with number `index`; of a format without pairs.
 #[inline(always)]
 unsafe fn load<V: Vector, const E: u8>(p: *const u8, index: usize) -> V::F {
     // SAFETY: the caller's pointer and index.
     unsafe {
-        if E == Element::F16 as u8 {
+        if E == KvType::F16 as u8 {
             V::load_f16(p.add(2 * index))
-        } else if E == Element::BF16 as u8 {
+        } else if E == KvType::BF16 as u8 {
             V::load_bf16(p.add(2 * index))
-        } else {
+        } else if E == KvType::F32 as u8 {
             V::load_f(p.add(4 * index).cast())
+        } else {
+            let codes = V::load_u8(p.add(index));
+            if E == KvType::Int8 as u8 { V::to_f(V::add_i(codes, V::splat_i(-128))) } else { fp8::<V, E>(codes) }
+        }
+    }
+}
+
+/// What codes of eight bits stand for. Sign, exponent and mantissa are put where those of an `f32` are, and a product with
+/// a power of two sets the exponent right, of denormal numbers too. What is above the largest number is made infinite by
+/// another product, and added times zero, NaN.
+#[inline(always)]
+unsafe fn fp8<V: Vector, const E: u8>(codes: V::I) -> V::F {
+    // SAFETY: arithmetic on lanes.
+    unsafe {
+        let top = V::shl_i::<24>(codes);
+        let (fields, exponent, beyond) = if E == KvType::Fp8E4M3 as u8 {
+            // 1.1 * 448 is below 2^9, 1.1 * 480 above
+            (V::and_i(V::sar_i::<4>(top), V::splat_i(0x87f0_0000_u32 as i32)), 120, 1.1 * power(119))
+        } else {
+            (V::and_i(V::sar_i::<3>(top), V::splat_i(0x8fe0_0000_u32 as i32)), 112, power(112))
+        };
+        let value = V::mul_f(V::bits_f(fields), V::splat_f(power(exponent)));
+        V::fma(V::mul_f(value, V::splat_f(beyond)), V::splat_f(0.0), value)
+    }
+}
+
+/// `2^n`, of a normal number.
+const fn power(n: u32) -> f32 {
+    f32::from_bits((n + 127) << 23)
+}
+
+/// The numbers of sixteen pairs: those of the low halves of bytes, and those of the high halves.
+#[inline(always)]
+unsafe fn load_pairs<V: Vector, const E: u8>(p: *const u8, index: usize) -> [V::F; 2] {
+    // SAFETY: the caller's pointer and index; the tables have sixteen numbers.
+    unsafe {
+        let table = V::load_f(if E == KvType::Int4 as u8 { INT4.as_ptr() } else { E2M1.as_ptr() });
+        let codes = V::load_u8(p.add(index));
+        [V::pick(table, codes), V::pick(table, V::shr_i::<4>(codes))]
+    }
+}
+
+/// Adds `q[d] * k[d]` to the scores of a tile.
+#[inline(always)]
+unsafe fn step<V: Vector, const MR: usize, const NV: usize>(q: *const f32, k: [V::F; NV], acc: &mut [[V::F; NV]; MR]) {
+    for r in 0..MR {
+        // SAFETY: `q` has `MR` floats; arithmetic on lanes.
+        unsafe {
+            let q = V::splat_f(*q.add(r));
+            for v in 0..NV {
+                acc[r][v] = V::fma(q, k[v], acc[r][v]);
+            }
+        }
+    }
+}
+
+/// The scores of a tile against `NV` blocks, from block `first` of the page on.
+///
+/// # Safety
+/// As [`attend`]; `keys` are those of one head in blocks of format `E`, `scales` those of these keys if it has any.
+#[inline(always)]
+unsafe fn scores<V: Vector, const E: u8, const MR: usize, const NV: usize>(
+    a: &AttendArgs,
+    keys: [*const u8; NV],
+    scales: [*const u8; NV],
+    first: usize,
+    scores: &mut [[f32; PAGE]; MR],
+) {
+    // SAFETY: by the contract above.
+    unsafe {
+        let mut acc = [[V::splat_f(0.0); NV]; MR];
+        if pairs(E) {
+            for d in (0..a.head_dim).step_by(2) {
+                let k: [[V::F; 2]; NV] = std::array::from_fn(|v| load_pairs::<V, E>(keys[v], d / 2 * BLOCK));
+                step::<V, MR, NV>(a.queries.add(d * MR), std::array::from_fn(|v| k[v][0]), &mut acc);
+                if d + 1 < a.head_dim {
+                    step::<V, MR, NV>(a.queries.add((d + 1) * MR), std::array::from_fn(|v| k[v][1]), &mut acc);
+                }
+            }
+        } else {
+            for d in 0..a.head_dim {
+                let k: [V::F; NV] = std::array::from_fn(|v| load::<V, E>(keys[v], d * BLOCK));
+                step::<V, MR, NV>(a.queries.add(d * MR), k, &mut acc);
+            }
+        }
+        for v in 0..NV {
+            if scaled(E) {
+                let scale = V::load_bf16(scales[v]);
+                for r in 0..MR {
+                    acc[r][v] = V::mul_f(acc[r][v], scale);
+                }
+            }
+            for r in 0..MR {
+                V::store_f(scores[r].as_mut_ptr().add(BLOCK * (first + v)), acc[r][v]);
+            }
         }
     }
 }
@@ -81,28 +193,19 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
         };
         let any = (0..MR).map(seen).filter(|s| !s.is_empty()).reduce(|x, y| x.start.min(y.start)..x.end.max(y.end));
         let Some(any) = any else { continue };
-        // SAFETY: by the contract above; every offset lies inside its page, its tile or its state.
+        let has_own = scaled(E) && a.own.0 / BLOCKS == page;
+        // SAFETY: by the contract above; every offset lies inside its block, its tile or its state.
         unsafe {
             for v0 in (0..BLOCKS).step_by(NV) {
                 // past the last block the scores of any other do: nobody sees them
-                let keys: [*const u8; NV] =
-                    std::array::from_fn(|v| a.blocks[(page * BLOCKS + v0 + v).min(a.blocks.len() - 1)].add(a.keys_at));
-                let mut acc = [[V::splat_f(0.0); NV]; MR];
-                for d in 0..a.head_dim {
-                    let k: [V::F; NV] = std::array::from_fn(|v| load::<V, E>(keys[v], d * BLOCK));
-                    let q = a.queries.add(d * MR);
-                    for r in 0..MR {
-                        let q = V::splat_f(*q.add(r));
-                        for v in 0..NV {
-                            acc[r][v] = V::fma(q, k[v], acc[r][v]);
-                        }
-                    }
-                }
-                for r in 0..MR {
-                    for v in 0..NV {
-                        V::store_f(weights[r].as_mut_ptr().add(16 * (v0 + v)), acc[r][v]);
-                    }
-                }
+                let parts: [*const u8; NV] = std::array::from_fn(|v| a.blocks[(page * BLOCKS + v0 + v).min(a.blocks.len() - 1)]);
+                let keys = std::array::from_fn(|v| parts[v].add(a.keys_at));
+                let scales = std::array::from_fn(|v| parts[v].add(a.scales_at));
+                scores::<V, E, MR, NV>(a, keys, scales, v0, &mut weights);
+            }
+            if has_own {
+                // in place of what the codes of the block gave, which may not be there yet
+                scores::<V, { KvType::F16 as u8 }, MR, 1>(a, [a.own.1], [a.own.1], a.own.0 % BLOCKS, &mut weights);
             }
             let mut keep = [1.0f32; MR];
             for r in 0..MR {
@@ -116,6 +219,18 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
             }
             let store = std::array::from_fn(|r| !seen(r).is_empty());
             let tokens = any.start - page * PAGE..any.end - page * PAGE;
+            if scaled(E) {
+                for block in tokens.start / BLOCK..tokens.end.div_ceil(BLOCK) {
+                    if has_own && page * BLOCKS + block == a.own.0 {
+                        continue;
+                    }
+                    let scale = V::load_bf16(a.blocks[page * BLOCKS + block].add(a.scales_at + 2 * BLOCK));
+                    for r in 0..MR {
+                        let at = weights[r].as_mut_ptr().add(BLOCK * block);
+                        V::store_f(at, V::mul_f(V::load_f(at), scale));
+                    }
+                }
+            }
             let mut d0 = 0;
             while d0 + 16 * NV <= a.padded {
                 add_values::<V, E, MR, NV>(a, page, tokens.clone(), d0, &weights, &keep, &store);
@@ -160,6 +275,60 @@ unsafe fn softmax<V: Vector>(scores: &mut [f32; PAGE], seen: Range<usize>, max: 
     }
 }
 
+/// Adds a token's value, weighted, to the outputs of a tile.
+#[inline(always)]
+unsafe fn add_token<V: Vector, const MR: usize, const NV: usize>(
+    weights: &[[f32; PAGE]; MR],
+    token: usize,
+    value: [V::F; NV],
+    acc: &mut [[V::F; NV]; MR],
+) {
+    for r in 0..MR {
+        // SAFETY: arithmetic on lanes.
+        unsafe {
+            let weight = V::splat_f(weights[r][token]);
+            for v in 0..NV {
+                acc[r][v] = V::fma(weight, value[v], acc[r][v]);
+            }
+        }
+    }
+}
+
+/// Adds the values of some tokens of a block, which are numbered from the beginning of the page.
+///
+/// # Safety
+/// As [`add_values`]; `values` are those of one head in a block of format `E`.
+#[inline(always)]
+unsafe fn add_block<V: Vector, const E: u8, const MR: usize, const NV: usize>(
+    values: *const u8,
+    padded: usize,
+    tokens: Range<usize>,
+    d0: usize,
+    weights: &[[f32; PAGE]; MR],
+    acc: &mut [[V::F; NV]; MR],
+) {
+    // SAFETY: by the contract above.
+    unsafe {
+        if pairs(E) {
+            for pair in tokens.start / 2..tokens.end.div_ceil(2) {
+                let at = pair % (BLOCK / 2) * padded + d0;
+                let both: [[V::F; 2]; NV] = std::array::from_fn(|v| load_pairs::<V, E>(values, at + 16 * v));
+                if 2 * pair >= tokens.start {
+                    add_token::<V, MR, NV>(weights, 2 * pair, std::array::from_fn(|v| both[v][0]), acc);
+                }
+                if 2 * pair + 1 < tokens.end {
+                    add_token::<V, MR, NV>(weights, 2 * pair + 1, std::array::from_fn(|v| both[v][1]), acc);
+                }
+            }
+        } else {
+            for j in tokens {
+                let value: [V::F; NV] = std::array::from_fn(|v| load::<V, E>(values, j % BLOCK * padded + d0 + 16 * v));
+                add_token::<V, MR, NV>(weights, j, value, acc);
+            }
+        }
+    }
+}
+
 /// Adds the values of a page's tokens, weighted, to columns `d0..` of the rows that see the page.
 ///
 /// # Safety
@@ -183,15 +352,13 @@ unsafe fn add_values<V: Vector, const E: u8, const MR: usize, const NV: usize>(
             }
         }
         for block in tokens.start / BLOCK..tokens.end.div_ceil(BLOCK) {
-            let values = a.blocks[page * BLOCKS + block].add(a.values_at);
-            for j in tokens.start.max(block * BLOCK)..tokens.end.min((block + 1) * BLOCK) {
-                let value: [V::F; NV] = std::array::from_fn(|v| load::<V, E>(values, j % BLOCK * a.padded + d0 + 16 * v));
-                for r in 0..MR {
-                    let weight = V::splat_f(weights[r][j]);
-                    for v in 0..NV {
-                        acc[r][v] = V::fma(weight, value[v], acc[r][v]);
-                    }
-                }
+            let in_block = tokens.start.max(block * BLOCK)..tokens.end.min((block + 1) * BLOCK);
+            let number = page * BLOCKS + block;
+            if scaled(E) && number == a.own.0 {
+                let values = a.own.1.add(2 * BLOCK * a.head_dim);
+                add_block::<V, { KvType::F16 as u8 }, MR, NV>(values, a.padded, in_block, d0, weights, &mut acc);
+            } else {
+                add_block::<V, E, MR, NV>(a.blocks[number].add(a.values_at), a.padded, in_block, d0, weights, &mut acc);
             }
         }
         for r in 0..MR {
