@@ -110,7 +110,7 @@ fn settings_are_shown_with_their_source() {
     assert!(out.contains("enable-prefix-caching = false  # command line") && !out.contains("hidden"), "{out}");
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("serve.toml");
-    std::fs::write(&file, &out.replace("[\"…\"]", "[\"k\"]")).unwrap();
+    std::fs::write(&file, out.replace("[\"…\"]", "[\"k\"]")).unwrap();
     let (again, _) = ok(&["config", "print", "--config", file.to_str().unwrap()]);
     assert!(again.contains("max-num-seqs = 7") && again.contains("enable-prefix-caching = false"), "{again}");
 }

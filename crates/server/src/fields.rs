@@ -93,7 +93,7 @@ impl<'v> Fields<'v> {
                 Some((_, Rule::Used | Rule::Harmless)) => {}
                 Some((_, Rule::Only(values))) => {
                     let same = |text: &&str| serde_json::from_str::<Value>(text).is_ok_and(|v| equal(&v, value));
-                    if !values.iter().any(|v| same(v)) {
+                    if !values.iter().any(same) {
                         let message = format!("`{path}`: this server supports only {}", values.join(" or "));
                         return Err(ApiError::unsupported(path, message));
                     }

@@ -96,7 +96,7 @@ fn what_is_not_done_is_refused_and_never_passed_over() {
         ("/v1/responses", json!({"input": "a", "truncation": "auto"})),
     ];
     for (path, fields) in cases {
-        let name = fields.as_object().unwrap().keys().last().unwrap().clone();
+        let name = fields.as_object().unwrap().keys().next_back().unwrap().clone();
         let body = match path {
             CHAT => chat(fields),
             TEXT => completion(fields),

@@ -61,6 +61,11 @@ fn open_options(settings: &Settings) -> anyhow::Result<OpenOptions> {
 
 fn engine_options(settings: &Settings) -> EngineOptions {
     let quarter = || Machine::detect().memory.unwrap_or(4 << 30) / 4;
+    let guess = Ngram {
+        most: settings.count("num-speculative-tokens"),
+        min: settings.count("prompt-lookup-min"),
+        max: settings.count("prompt-lookup-max"),
+    };
     EngineOptions {
         kv_cache_memory: settings.number("kv-cache-memory").unwrap_or_else(quarter),
         max_num_seqs: settings.count("max-num-seqs"),
@@ -68,11 +73,7 @@ fn engine_options(settings: &Settings) -> EngineOptions {
         max_model_len: settings.number("max-model-len").map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
         prefix_caching: settings.flag("enable-prefix-caching"),
         max_waiting: settings.count("max-waiting"),
-        speculation: settings.number("num-speculative-tokens").filter(|n| *n > 0).map(|n| Ngram {
-            most: n as usize,
-            min: settings.count("prompt-lookup-min"),
-            max: settings.count("prompt-lookup-max"),
-        }),
+        speculation: Some(guess).filter(|g| g.most > 0),
     }
 }
 
