@@ -145,7 +145,7 @@ export const realChecks = [
     await settled(page);
     await page.click('#tab-inspector');
     await page.until(() => document.querySelector('.grid'));
-    await page.size(1200, 1550);
+    await page.size(1200, 1340);
     await shoot('inspector');
   }],
 ];
