@@ -22,6 +22,7 @@ options.add_argument("--clients", type=int, default=200)
 options.add_argument("--seconds", type=float, default=300)
 options.add_argument("--pid", type=int)
 options.add_argument("--key", default="none")
+options.add_argument("--leave", type=float, default=0.0, help="part of the streams that are left in the middle")
 ARGS = options.parse_args()
 HOST = urlsplit(ARGS.url)
 COUNT = {"ended": 0, "refused": 0, "broken": 0, "left": 0, "prompt": 0, "completion": 0}
@@ -65,7 +66,7 @@ async def one(i, until):
                 writer.close()
                 await asyncio.sleep(1)
                 continue
-            leave = rng.random() < 0.02
+            leave = rng.random() < ARGS.leave
             done, finish, usage = False, None, None
             while line := await reader.readline():
                 # chunk sizes of the transfer stand between the lines of events
@@ -119,7 +120,7 @@ async def main():
             wrong.append(f"{gauge} is {after.get(gauge)} afterwards")
     for name, told in [("billfish_prompt_tokens_total", "prompt"), ("billfish_generation_tokens_total", "completion")]:
         counted = after[name] - before[name]
-        # those who left were told nothing, and what was made for them is counted
+        # those who left were not told, and what was made for them is counted
         if counted < COUNT[told] or (COUNT["left"] == 0 and counted != COUNT[told]):
             wrong.append(f"{name} grew by {counted}, the streams were told {COUNT[told]}")
         print(f"{name}: {counted:.0f} counted, {COUNT[told]} told to streams that ended")
