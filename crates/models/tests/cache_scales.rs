@@ -252,6 +252,11 @@ fn scales_under_every_name_and_in_every_shape() {
         });
         let compared = decoder(&open(&dir)).compare(&open(&dir));
         assert_eq!((compared.missing, compared.unused), (vec![], vec![]), "{keys}");
+        // what is no part of a module's weight is kept by whoever writes the weight anew
+        assert!(
+            !open(&dir).is_part(&format!("model.layers.0.{keys}")) && !open(&dir).is_part(&format!("model.layers.0.{values}")),
+            "{keys}"
+        );
         logits(&dir, KvType::Fp8E4M3)
     };
     let want = named("self_attn.k_scale", "self_attn.v_scale", &[]);
