@@ -123,6 +123,7 @@ impl LoadedModel {
         }
         let mut warnings: Vec<String> = checkpoint.warnings().iter().map(ToString::to_string).collect();
         warnings.extend(unused_warning(&checkpoint.unread()));
+        warnings.extend(model.config().cache_note(checkpoint, Some(model.kv_type())));
         warnings.extend(model.cache().into_iter().flat_map(|c| c.notes.iter().cloned()));
         let (sampling, ignored) = generation::sampling(checkpoint)?;
         warnings.extend(ignored);
@@ -135,6 +136,9 @@ impl LoadedModel {
         match self.model.token_scaled_modules() {
             0 => {}
             modules => text += &format!(", one scale a token in {modules} modules as their config asks"),
+        }
+        if self.model.applies_cache_scales() {
+            text += &format!(", keys and values in {} by the folder's scales", self.model.kv_type().name());
         }
         if let Some(r) = self.model.head_rounding() {
             let (before, after) = (r.bytes_before as f64 / 1e6, r.bytes_after as f64 / 1e6);

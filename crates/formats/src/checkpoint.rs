@@ -1,5 +1,6 @@
 //! A model folder: its configs, its tensors, and the account of what was read.
 
+use crate::cache_scales::is_cache_scale;
 use crate::dialect::{self, Ballot};
 use crate::rows::LinearRows;
 use crate::source::Maker;
@@ -307,9 +308,10 @@ impl Checkpoint {
         self.codes_of(module).is_ok()
     }
 
-    /// Whether a tensor is one of those that make a quantized module's weight: its bias is not.
+    /// Whether a tensor is one of those that make a quantized module's weight: its bias is not, nor scales of the cache.
     pub fn is_part(&self, tensor: &str) -> bool {
-        tensor.rsplit_once('.').is_some_and(|(module, part)| part != "bias" && self.has_codes(module))
+        let weight = |(module, part): (&str, &str)| part != "bias" && !is_cache_scale(tensor) && self.has_codes(module);
+        tensor.rsplit_once('.').is_some_and(weight)
     }
 
     /// The tensor that holds the codes of a quantized module.

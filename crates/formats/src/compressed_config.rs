@@ -1,5 +1,6 @@
 //! The quantization config of compressed-tensors: groups of modules, each with a scheme, and modules left out.
 
+use crate::cache_scales::{self, CacheScheme};
 use crate::json::show;
 use crate::keys::{self, Keys};
 use crate::quant_config::{CheckpointFormat, GroupSize, Scheme, check_bits, check_group_size};
@@ -32,8 +33,8 @@ pub(crate) fn read(file: &str, prefix: &str, mut keys: Keys<'_>, warnings: &Warn
     let remedy = "use a checkpoint without it: the weights alone would compute something else";
     keys.only(&["transform_config"], empty, "no transforms", remedy)?;
     keys.only(&["sparsity_config"], dense_only, "no sparsity", remedy)?;
-    let cache = keys.optional(&["kv_cache_scheme"], keys::map)?;
-    if cache.is_some_and(|c| !c.is_empty()) {
+    let cache_scheme = cache_scales::scheme(&mut keys)?;
+    if cache_scheme == Some(CacheScheme::Other) {
         warnings.add(WarningKind::Config, "the config describes a quantized cache of keys and values: it is not applied");
     }
     keys.optional(&["quantization_status", "global_compression_ratio"], |_, _, _| Ok(()))?;
@@ -58,7 +59,9 @@ pub(crate) fn read(file: &str, prefix: &str, mut keys: Keys<'_>, warnings: &Warn
     let Some(base) = selection.groups.first().map(|(_, scheme)| *scheme) else {
         return Err(keys.wrong("config_groups", "a group with `weights`".into(), "none".into(), "use the dense original"));
     };
-    Ok(QuantConfig::new(file, base, selection, padded_words))
+    let mut config = QuantConfig::new(file, base, selection, padded_words);
+    config.cache_scheme = cache_scheme;
+    Ok(config)
 }
 
 /// The first two numbers of a version.

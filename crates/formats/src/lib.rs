@@ -13,6 +13,7 @@
 
 mod agreement;
 mod awq;
+mod cache_scales;
 mod checkpoint;
 mod compressed;
 mod compressed_config;
@@ -56,6 +57,7 @@ mod verify;
 mod warning;
 mod writer;
 
+pub use cache_scales::CacheScheme;
 pub use checkpoint::{BiasRule, Checkpoint, LinearWeight};
 pub use config_files::{QUANTIZATION_FILES, RawQuantization};
 pub use contradiction::Contradiction;

@@ -1,5 +1,6 @@
 //! The quantization config of a checkpoint: every key understood, known to be harmless, or listed.
 
+use crate::cache_scales::CacheScheme;
 use crate::compressed_config;
 use crate::dynamic::{Dynamic, Match};
 use crate::json::show;
@@ -145,6 +146,8 @@ pub struct QuantConfig {
     pub modules: Vec<String>,
     /// Per-module rules.
     pub dynamic: Dynamic,
+    /// What it says of the cache of keys and values.
+    pub cache_scheme: Option<CacheScheme>,
     /// `pack_dtype`: bits of a word of codes, where the config says so.
     pub(crate) pack_dtype: Option<u32>,
     /// The other ways in which a config names modules.
@@ -236,6 +239,7 @@ impl QuantConfig {
             lm_head,
             modules,
             dynamic,
+            cache_scheme: None,
             pack_dtype,
             selection,
             padded_words,

@@ -10,7 +10,7 @@ use crate::activations::{Out, Tile, add_tiles, grow};
 use crate::arch::generic::AttendArgs;
 use crate::arch::generic::attention::{LOWEST, MAX_ROWS, PAGE};
 use crate::backend::Backend;
-use crate::kv::{BLOCK, Halves, KvPool, KvShape, KvTable, Target, touched};
+use crate::kv::{BLOCK, Halves, KvPool, KvScales, KvShape, KvTable, Target, touched};
 use std::ops::Range;
 
 /// Pages of a stretch.
@@ -93,6 +93,7 @@ struct Call<'a> {
     sequences: &'a [Sequence],
     addresses: &'a Addresses,
     half_addresses: &'a Addresses,
+    scales: Option<&'a KvScales>,
     queries: &'a [f32],
 }
 
@@ -167,6 +168,7 @@ impl Call<'_> {
                 keys_at,
                 values_at: keys_at + shape.key_bytes(),
                 scales_at: keys_at + shape.scales_at(),
+                factors: self.scales.map_or([1.0; 2], |s| s.of(unit.kv_head)),
                 own,
                 head_dim: shape.head_dim,
                 padded: shape.padded(),
@@ -324,7 +326,8 @@ impl Backend {
         }
         assert!(queries.len() == row * width && out.len() == queries.len(), "whole tokens");
         let (sequences_of, group) = (sequences.map(|(_, tokens)| tokens), attention.heads / kv_heads);
-        let call = Call { backend: self, attention, shape, sequences: list, addresses, half_addresses, queries };
+        let scales = pool.scales(layer).map(|s| &**s);
+        let call = Call { backend: self, attention, shape, sequences: list, addresses, half_addresses, scales, queries };
         let (largest, total, states) = call.cut(sequences_of.map(|tokens| tokens * group), tiles, units);
         // few rows over many stretches: the stretches are work of their own
         let apart = states > units.len() && states <= MOST_PIECES && (units.len() < 4 * self.threads() || largest * self.threads() > total);

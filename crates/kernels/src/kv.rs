@@ -6,6 +6,7 @@
 mod append;
 mod format;
 mod pool;
+mod scales;
 mod shape;
 mod table;
 
@@ -13,6 +14,7 @@ pub(crate) use append::{Halves, Target, touched};
 pub use format::KvType;
 pub(crate) use format::{E2M1, INT4};
 pub use pool::KvPool;
+pub use scales::KvScales;
 pub use shape::KvShape;
 pub use table::KvTable;
 

@@ -48,7 +48,7 @@ pub use error::KernelError;
 pub use experts::{Expert, ExpertScratch, Experts, Shared, share_orders};
 pub use gemm::{Matrix, Part};
 pub use isa::{ISA_NAMES, Isa};
-pub use kv::{BLOCK, KvPool, KvShape, KvTable, KvType, shareable};
+pub use kv::{BLOCK, KvPool, KvScales, KvShape, KvTable, KvType, shareable};
 pub use pack::{Description, LAYOUT, PackedMatrix, kernel_name};
 pub use probe::ProbeMemory;
 pub use routing::{Choice, ExpertGroups, GroupScore, MAX_GROUPS, Routing, Scoring};

@@ -10,7 +10,7 @@ use crate::rope::Angles;
 use crate::sequence::{Cache, RESERVED_AHEAD, Sequence};
 use crate::{DecoderConfig, ModelError};
 use billfish_kernels::{
-    Activations, AttentionScratch, Backend, Input, KvPool, KvShape, MatmulScratch, PackedDense, Product, Table, Weight,
+    Activations, AttentionScratch, Backend, Input, KvPool, KvScales, KvShape, MatmulScratch, PackedDense, Product, Table, Weight,
 };
 use billfish_tensor::ActivationScale;
 use std::sync::Arc;
@@ -50,6 +50,8 @@ pub(crate) struct Attention {
     pub output: Weight,
     /// Norms of queries and keys, `[head_dim]` each.
     pub qk_norms: Option<NormPair>,
+    /// Scales of keys and values that the folder brings.
+    pub cache_scales: Option<Arc<KvScales>>,
     /// Tokens that a token sees, itself included.
     pub window: Option<usize>,
 }
@@ -159,6 +161,11 @@ impl Model {
     /// Storage of keys and values.
     pub fn kv_type(&self) -> billfish_kernels::KvType {
         self.options.kv()
+    }
+
+    /// Whether keys and values are stored by scales that the folder brings.
+    pub fn applies_cache_scales(&self) -> bool {
+        self.kv_type().takes_scales() && self.layers.iter().any(|l| l.attention.cache_scales.is_some())
     }
 
     /// Bytes of keys and values that a pass reads when its last token stands at position `length - 1`: each layer's once,

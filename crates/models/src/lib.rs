@@ -12,6 +12,7 @@
 mod architecture;
 mod batch;
 mod cache;
+mod cache_scales;
 mod config;
 mod decoder;
 mod error;

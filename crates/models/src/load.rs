@@ -8,7 +8,9 @@ use crate::packing::{self, Account};
 use crate::plan::{self, EMBEDDING, ExpertsPlan, FINAL_NORM, FeedForwardPlan, GateUpPlan, HEAD, Linear, MoePlan, Norm};
 use crate::{DecoderConfig, ModelError, MoeConfig};
 use billfish_formats::{BiasRule, Checkpoint, LinearWeight, Rows};
-use billfish_kernels::{Activations, Backend, Expert, Experts, KvType, PackedDense, PackedMatrix, Pool, Table, Weight, share_orders};
+use billfish_kernels::{
+    Activations, Backend, Expert, Experts, KvScales, KvType, PackedDense, PackedMatrix, Pool, Table, Weight, share_orders,
+};
 use billfish_tensor::{ActivationScale, DenseTensor};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -257,13 +259,40 @@ impl Loader<'_> {
 
     /// Some numbers of `module`: the tensor of that name.
     fn vector(&mut self, module: &str, tensor: &str, size: usize) -> Result<Vec<f32>, ModelError> {
+        self.stored_or(module, size, |loader| {
+            let values = loader.checkpoint.dense(tensor, &[size])?.to_f32();
+            loader.account.add(module);
+            Ok(values)
+        })
+    }
+
+    /// Numbers that a packed cache has under `name`, or that are read and kept there.
+    fn stored_or(
+        &mut self,
+        name: &str,
+        size: usize,
+        read: impl FnOnce(&Self) -> Result<Vec<f32>, ModelError>,
+    ) -> Result<Vec<f32>, ModelError> {
         if let Some(stored) = &mut self.stored {
-            return stored.vectors.remove(module).filter(|v| v.len() == size).ok_or_else(|| cache::lacks(module));
+            return stored.vectors.remove(name).filter(|v| v.len() == size).ok_or_else(|| cache::lacks(name));
         }
-        let values = self.checkpoint.dense(tensor, &[size])?.to_f32();
-        self.account.add(module);
-        self.record(|r| r.vector(module, &values))?;
+        let values = read(self)?;
+        self.record(|r| r.vector(name, &values))?;
         Ok(values)
+    }
+
+    /// The scales of the keys and values of layer `i`, which are tensors of these names.
+    fn cache_scales(&mut self, names: &[String; 2], i: usize, heads: usize) -> Result<Arc<KvScales>, ModelError> {
+        let mut read = |name: &str, what: &str| {
+            // one tensor may be both
+            let key = format!("model.layers.{i}.self_attn.{what}");
+            self.stored_or(&key, heads, |loader| {
+                let scales = loader.checkpoint.cache_scale(name, heads)?;
+                loader.account.tensors(&[name]);
+                Ok(scales)
+            })
+        };
+        Ok(Arc::new(KvScales { keys: read(&names[0], "k_scale")?, values: read(&names[1], "v_scale")? }))
     }
 
     fn norms(&mut self, pair: Option<&[Norm; 2]>) -> Result<Option<NormPair>, ModelError> {
@@ -320,6 +349,7 @@ impl Loader<'_> {
         share_orders([&mut query, &mut key, &mut value].into_iter());
         let output = self.linear(&p.output)?;
         let qk_norms = self.norms(p.qk_norms.as_ref())?;
+        let cache_scales = p.cache_scales.as_ref().map(|names| self.cache_scales(names, i, c.kv_heads)).transpose()?;
         let feed_forward = match &p.feed_forward {
             FeedForwardPlan::Moe(plan) => FeedForward::Moe(Box::new(self.moe(c.hidden_size, plan)?)),
             FeedForwardPlan::Mlp { gate_up, down } => {
@@ -337,7 +367,7 @@ impl Loader<'_> {
         Ok(Layer {
             feed_forward,
             attention_norm: self.norm(&p.attention_norm)?,
-            attention: Attention { query, key, value, output, qk_norms, window: c.windows[i] },
+            attention: Attention { query, key, value, output, qk_norms, cache_scales, window: c.windows[i] },
             mlp_norm: self.norm(&p.mlp_norm)?,
             output_norms: self.norms(p.output_norms.as_ref())?,
         })

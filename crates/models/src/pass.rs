@@ -69,6 +69,7 @@ impl Pass<'_> {
         backend.rows(query, q_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
         backend.rows(key, kv_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
         let OverCache { pool, layer, sequences } = over;
+        pool.set_scales(layer, a.cache_scales.as_ref());
         backend.append(attention, pool, layer, sequences.clone(), key, value);
         let rule = AttentionRule { heads: c.heads, scale: 1.0 / (c.head_dim as f32).sqrt(), window: a.window };
         backend.attend(attention, pool, layer, rule, sequences, query, mixed);

@@ -1,6 +1,7 @@
 //! The modules of a decoder by name and size: what loading asks for, and what a folder is checked against.
 
 use crate::architecture::{ExpertNames, MoeRules, SharedRule};
+use crate::cache_scales;
 use crate::{DecoderConfig, MoeConfig};
 use billfish_formats::{Checkpoint, Matrix};
 use std::collections::BTreeSet;
@@ -39,6 +40,8 @@ pub(crate) struct LayerPlan {
     pub value: Linear,
     pub output: Linear,
     pub qk_norms: Option<[Norm; 2]>,
+    /// Tensors with the scales of keys and values in the cache.
+    pub cache_scales: Option<[String; 2]>,
     pub feed_forward: FeedForwardPlan,
     pub attention_norm: Norm,
     pub mlp_norm: Norm,
@@ -116,6 +119,7 @@ pub(crate) fn layer(c: &DecoderConfig, checkpoint: &Checkpoint, i: usize) -> Lay
         value: linear("self_attn.v_proj", hidden, kv, c.qkv_bias),
         output: linear("self_attn.o_proj", q, hidden, c.o_bias),
         qk_norms: c.qk_norm.then(|| [norm("self_attn.q_norm", c.head_dim), norm("self_attn.k_norm", c.head_dim)]),
+        cache_scales: cache_scales::names(c, checkpoint, i),
         feed_forward: match experts {
             Some((moe, rules)) => FeedForwardPlan::Moe(Box::new(MoePlan::of(hidden, moe, rules, checkpoint, i))),
             None => FeedForwardPlan::Mlp {
@@ -198,7 +202,9 @@ impl LayerPlan {
             FeedForwardPlan::Moe(moe) => Some(moe.experts.tensors()),
             FeedForwardPlan::Mlp { .. } => None,
         };
-        self.linears().map(|l| l.name.as_str()).chain(norms.map(|n| n.name.as_str())).chain(stacked.into_iter().flatten())
+        let scales = self.cache_scales.iter().flatten().map(String::as_str);
+        let modules = self.linears().map(|l| l.name.as_str()).chain(norms.map(|n| n.name.as_str()));
+        modules.chain(stacked.into_iter().flatten()).chain(scales)
     }
 }
 

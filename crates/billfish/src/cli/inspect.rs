@@ -181,6 +181,7 @@ fn report(c: &Checkpoint) -> Result<Report> {
         let compared = config.compare(c);
         warnings.extend(compared.missing.iter().map(|m| format!("it will not run: module `{m}` is missing")));
         warnings.extend(billfish::unused_warning(&compared.unused));
+        warnings.extend(config.cache_note(c, None));
     }
     match (read_tokenizer(c), &config) {
         (Err(e), _) => warnings.push(e.to_string()),

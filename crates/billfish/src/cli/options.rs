@@ -149,7 +149,7 @@ pub struct RunningArgs {
     /// Precision of activations: exact (16 bit), strict (24 bit, as good as f32), int8 (fast, about 1 % off)
     #[arg(long, value_enum, default_value = "exact")]
     activations: ActivationsArg,
-    /// Storage of the KV cache; auto is f16, and f32 with strict activations
+    /// Storage of the KV cache; auto is f16, and f32 with strict activations; the fp8 ones use the scales of keys and values that a folder has
     #[arg(long, value_enum, default_value = "auto")]
     kv_cache_dtype: KvArg,
     /// Round a float output head to 8 bits while it is loaded: less to read for each token, an approximation

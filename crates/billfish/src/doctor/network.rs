@@ -24,6 +24,9 @@ pub(super) fn examine(checkpoint: &Checkpoint, decoder: &DecoderConfig, found: &
         let evidence = format!("{count} tensors belong to no module of a {}, the first is `{first}`", decoder.model_type());
         found.warning("tensors", evidence, "they are not read", "check that config.json belongs to these tensors");
     }
+    if let Some(note) = decoder.cache_note(checkpoint, None) {
+        found.note("cache", note, "keys and values are stored as --kv-cache-dtype says", "nothing to do");
+    }
     if decoder.tie_word_embeddings {
         tied(checkpoint, found);
     }

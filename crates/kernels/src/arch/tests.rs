@@ -309,6 +309,7 @@ fn every_code_is_read_as_defined() {
                             keys_at: 0,
                             values_at,
                             scales_at,
+                            factors: [1.0; 2],
                             own: (9, std::ptr::null()),
                             head_dim,
                             padded,

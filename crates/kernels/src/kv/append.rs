@@ -144,6 +144,7 @@ impl Backend {
         let width = kv_heads * head_dim;
         assert!(keys.len() == rows * width && values.len() == rows * width, "whole tokens");
         let written = if shape.kind.is_quantized() { shape.halves() } else { shape };
+        let scales = pool.scales(layer);
         let targets = &*targets;
         // one head of one block at a time: its keys and values are contiguous there
         let piece = |i: usize| {
@@ -159,7 +160,7 @@ impl Backend {
             if let Some(full) = &target.full {
                 // SAFETY: as the first; `full` is the part of a block of the pool that was claimed for this target.
                 let codes = unsafe { std::slice::from_raw_parts_mut(full.at(head * shape.head_bytes()), shape.head_bytes()) };
-                quantize(&shape, part, codes);
+                quantize(&shape, scales.map(|s| s.of(head)), part, codes);
             }
         };
         let pieces = targets.len() * kv_heads;
@@ -206,8 +207,8 @@ impl Backend {
     }
 }
 
-/// Writes a full block of halves of one head in the format of `shape`.
-fn quantize(shape: &KvShape, part: &[u8], out: &mut [u8]) {
+/// Writes a full block of halves of one head in the format of `shape`, by `given` scales of keys and values if there are some.
+fn quantize(shape: &KvShape, given: Option<[f32; 2]>, part: &[u8], out: &mut [u8]) {
     let (kind, head_dim, padded) = (shape.kind, shape.head_dim, shape.padded());
     let half = |index: usize| f16::from_le_bytes([part[2 * index], part[2 * index + 1]]).to_f32();
     let values_at = shape.halves().key_bytes() / 2;
@@ -218,6 +219,7 @@ fn quantize(shape: &KvShape, part: &[u8], out: &mut [u8]) {
         let (key_step, value_row, high) = if kind.bits() == 4 { (2, token / 2, token % 2 == 1) } else { (1, token, false) };
         let scale = kind.encode(
             head_dim,
+            given.map(|[key, _]| key),
             |d| half(d * BLOCK + token),
             |d, code| {
                 put(&mut keys[d / key_step * BLOCK + token], code, kind.bits(), d % key_step == 1);
@@ -226,6 +228,7 @@ fn quantize(shape: &KvShape, part: &[u8], out: &mut [u8]) {
         scales[2 * token..][..2].copy_from_slice(&scale.to_le_bytes());
         let scale = kind.encode(
             head_dim,
+            given.map(|[_, value]| value),
             |d| half(values_at + token * padded + d),
             |d, code| {
                 put(&mut values[value_row * padded + d], code, kind.bits(), high);

@@ -2,7 +2,10 @@
 //!
 //! In the formats of less than 16 bits a row (one token's key or value of one head) has a scale of its own, the least brain
 //! float with which its largest number is in range. Rows that hold what is not a number have a scale that is none, so that
-//! everything computed of them is none either.
+//! everything computed of them is none either. Where a model brings scales for its 8-bit floats ([`KvScales`]), a row's own is
+//! 1, and the model's goes before it.
+//!
+//! [`KvScales`]: super::KvScales
 
 use half::bf16;
 
@@ -85,6 +88,11 @@ impl KvType {
         self.bits() < 16
     }
 
+    /// Whether scales that a model brings are used: in 8-bit floats, which they are made for.
+    pub fn takes_scales(self) -> bool {
+        matches!(self, KvType::Fp8E4M3 | KvType::Fp8E5M2)
+    }
+
     /// Its name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -138,8 +146,8 @@ impl KvType {
         }
     }
 
-    /// Hands out the codes of a row of `len` halves, with the index of each, and returns its scale.
-    pub(crate) fn encode(self, len: usize, row: impl Fn(usize) -> f32, mut take: impl FnMut(usize, u8)) -> bf16 {
+    /// Hands out the codes of a row of `len` halves, with the index of each, and returns its scale; 1 if it is `given` one.
+    pub(crate) fn encode(self, len: usize, given: Option<f32>, row: impl Fn(usize) -> f32, mut take: impl FnMut(usize, u8)) -> bf16 {
         let (mut largest, mut finite) = (0.0f32, true);
         for i in 0..len {
             largest = largest.max(row(i).abs());
@@ -148,6 +156,10 @@ impl KvType {
         if !finite {
             (0..len).for_each(|i| take(i, self.code(0.0)));
             return bf16::NAN;
+        }
+        if let Some(step) = given {
+            (0..len).for_each(|i| take(i, self.code(row(i) / step)));
+            return bf16::ONE;
         }
         // rounded up, so that nothing is out of range
         let scale = bf16::from_bits((((largest / self.largest()).to_bits() + 0xffff) >> 16) as u16);
@@ -159,7 +171,7 @@ impl KvType {
     /// What a row of halves reads as once its block is full.
     pub fn rounded(self, row: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; row.len()];
-        let scale = self.encode(row.len(), |i| row[i], |i, code| out[i] = self.value(code)).to_f32();
+        let scale = self.encode(row.len(), None, |i| row[i], |i, code| out[i] = self.value(code)).to_f32();
         out.iter_mut().for_each(|x| *x *= scale);
         out
     }

@@ -1,9 +1,10 @@
 //! The memory of keys and values: numbered blocks, each for all layers.
 
-use super::{BLOCK, KvShape, KvTable};
+use super::{BLOCK, KvScales, KvShape, KvTable};
 use crate::KernelError;
 use crate::activations::Out;
 use crate::aligned::AlignedBytes;
+use std::sync::Arc;
 
 /// Most blocks of a slab of a pool that grows: what nobody needs any more can be given back slab by slab.
 const SLAB: usize = 256;
@@ -25,6 +26,8 @@ pub struct KvPool {
     calls: u64,
     /// Blocks that were written to.
     touched: usize,
+    /// The scales of each layer, where the model brings some.
+    scales: Vec<Option<Arc<KvScales>>>,
 }
 
 impl KvPool {
@@ -34,7 +37,8 @@ impl KvPool {
     }
 
     fn over(shape: KvShape, slots: usize, tails: AlignedBytes) -> Self {
-        Self { shape, slabs: vec![], blocks: vec![], tails, writers: vec![], slot_writers: vec![0; slots], calls: 0, touched: 0 }
+        let (slot_writers, scales) = (vec![0; slots], vec![None; shape.layers]);
+        Self { shape, slabs: vec![], blocks: vec![], tails, writers: vec![], slot_writers, calls: 0, touched: 0, scales }
     }
 
     /// A pool of a fixed number of blocks, for `slots` sequences at a time.
@@ -55,6 +59,23 @@ impl KvPool {
     /// What a block holds.
     pub fn shape(&self) -> KvShape {
         self.shape
+    }
+
+    /// Says which scales the keys and values of a layer have from now on, to those who write and those who read. They are the
+    /// model's, so that they are the same whenever it runs; formats that do not [take](super::KvType::takes_scales) scales go
+    /// on with their own.
+    ///
+    /// # Panics
+    /// If there is not a scale for each KV head, or no such layer.
+    pub fn set_scales(&mut self, layer: usize, scales: Option<&Arc<KvScales>>) {
+        let heads = self.shape.kv_heads;
+        assert!(scales.is_none_or(|s| s.keys.len() == heads && s.values.len() == heads), "a scale for each KV head");
+        self.scales[layer] = scales.filter(|_| self.shape.kind.takes_scales()).cloned();
+    }
+
+    /// The scales of a layer, if it was given some.
+    pub(crate) fn scales(&self, layer: usize) -> Option<&Arc<KvScales>> {
+        self.scales[layer].as_ref()
     }
 
     /// How many blocks there are; they are numbered from 0.

@@ -46,6 +46,8 @@ pub(crate) struct AttendArgs<'a> {
     pub values_at: usize,
     /// Where the scales of its keys begin, 16 brain floats; those of the values follow.
     pub scales_at: usize,
+    /// What the scales of keys, and those of values, are multiplied with.
+    pub factors: [f32; 2],
     /// For quantized formats: the block of the rows, and the keys of this head there in halves.
     pub own: (usize, *const u8),
     /// Floats of a query.
@@ -174,7 +176,7 @@ unsafe fn scores<V: Vector, const E: u8, const MR: usize, const NV: usize>(
         }
         for v in 0..NV {
             if scaled(E) {
-                let scale = V::load_bf16(scales[v]);
+                let scale = V::mul_f(V::load_bf16(scales[v]), V::splat_f(a.factors[0]));
                 for r in 0..MR {
                     acc[r][v] = V::mul_f(acc[r][v], scale);
                 }
@@ -232,7 +234,8 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
                     if has_own && page * BLOCKS + block == a.own.0 {
                         continue;
                     }
-                    let scale = V::load_bf16(a.blocks[page * BLOCKS + block].add(a.scales_at + 2 * BLOCK));
+                    let stored = V::load_bf16(a.blocks[page * BLOCKS + block].add(a.scales_at + 2 * BLOCK));
+                    let scale = V::mul_f(stored, V::splat_f(a.factors[1]));
                     for r in 0..MR {
                         let at = weights[r].as_mut_ptr().add(BLOCK * block);
                         V::store_f(at, V::mul_f(V::load_f(at), scale));
