@@ -41,11 +41,11 @@ fn appears(child: &mut Child, path: &Path) {
     }
 }
 
-/// Everything but the report, which holds times.
+/// Everything but the reports, which hold times.
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
     let all = entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap()));
-    all.filter(|(name, _)| name != "quant_report.json").collect()
+    all.filter(|(name, _)| !name.starts_with("quant_report.")).collect()
 }
 
 fn resumed(arguments: &[String]) -> (i32, String) {
