@@ -394,7 +394,8 @@ mod tests {
             let found = on_line(&points, error);
             assert!((found - expected).abs() <= 1e-8 * expected, "{error}: {found}");
         }
-        assert_eq!((on_line(&points[..1], 1e-3), on_line(&[], 1.0), on_line(&[[0.0, 0.0]], 1.0)), (8e-4, 0.0, 0.0));
+        assert!((on_line(&points[..1], 1e-3) - 8e-4).abs() <= 1e-8 * 8e-4);
+        assert_eq!((on_line(&[], 1.0), on_line(&[[0.0, 0.0]], 1.0)), (0.0, 0.0));
     }
 
     #[test]
