@@ -112,17 +112,19 @@ impl Sequences {
 #[test]
 fn attention_matches_f64_in_any_chunking() {
     let mut rng = Rng(1);
-    for (heads, kv_heads, d) in [(4, 2, 32), (3, 3, 8), (8, 1, 64), (2, 1, 80), (7, 7, 17), (6, 2, 128)] {
+    // every format meets several shapes, but not all of them; fewer where the processor may be an emulated one
+    let share = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
+    for (i, (heads, kv_heads, d)) in [(4, 2, 32), (3, 3, 8), (8, 1, 64), (2, 1, 80), (7, 7, 17), (6, 2, 128)].into_iter().enumerate() {
         for (tokens, window) in [(1, None), (63, None), (64, Some(16)), (150, None), (150, Some(70)), (70, Some(1))] {
             let scale = 1.0 / (d as f32).sqrt();
             let q = rng.floats(tokens * heads * d);
             let k: Vec<f32> = rng.floats(tokens * kv_heads * d).iter().map(|v| v * 3.0).collect();
             let v = rng.floats(tokens * kv_heads * d);
-            for kind in KvType::ALL {
+            for kind in KvType::ALL.into_iter().skip(i % share).step_by(share) {
                 let want = oracle(&q, [&k, &v], kind, heads, kv_heads, d, f64::from(scale), window);
                 let mut first: Option<Vec<f32>> = None;
                 for isa in Isa::available() {
-                    for (threads, step) in [(1, tokens), (2, 7), (3, 1), (2, tokens)] {
+                    for (threads, step) in [(1, tokens), (2, 7), (3, 1)] {
                         let backend = Backend::new(isa, threads).unwrap();
                         let mut layer = Sequences::new(kv_heads, d, kind, &[tokens], &mut rng);
                         let mut scratch = AttentionScratch::default();
