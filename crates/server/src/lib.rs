@@ -12,6 +12,7 @@ mod app;
 mod auth;
 mod body;
 mod chat;
+mod chunks;
 mod completions;
 mod config;
 mod control;

@@ -2,6 +2,8 @@
 
 use crate::app::App;
 use crate::control::Busy;
+use crate::error::ApiError;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use serde_json::{Value, json};
@@ -103,6 +105,26 @@ impl Record {
 
     pub fn note(&self, change: impl FnOnce(&mut LogLine)) {
         change(&mut self.0.line.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub fn prompt(&self, tokens: usize) {
+        self.note(|line| line.prompt_tokens = Some(tokens));
+    }
+
+    pub fn completion(&self, tokens: usize) {
+        self.note(|line| line.completion_tokens = Some(tokens));
+    }
+
+    pub fn failed(&self, error: &ApiError) {
+        self.note(|line| line.note = Some(error.message.clone()));
+    }
+
+    /// An answer, or the error that stands in its place.
+    pub async fn answered(&self, answer: impl Future<Output = Result<Response, ApiError>>) -> Response {
+        answer.await.unwrap_or_else(|e| {
+            self.failed(&e);
+            e.into_response()
+        })
     }
 }
 

@@ -12,16 +12,17 @@ use crate::app::{App, blocking};
 use crate::error::ApiError;
 use crate::record::Record;
 use crate::tools::{Call, Parser, Piece};
-use crate::{body, ids, logprobs};
-use axum::Json;
+use crate::{body, chunks, ids, logprobs};
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use billfish_engine::Submission;
 use hyper::Request;
 use hyper::header::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use stream::Deltas;
 
 /// Names the parameters of a request that were passed over.
 const UNKNOWN: HeaderName = HeaderName::from_static("x-billfish-unknown-parameters");
@@ -67,15 +68,11 @@ impl Head {
     }
 }
 
-pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
-    let record = request.extensions().get::<Record>().cloned();
-    answer(app, request, record.as_ref()).await.unwrap_or_else(|e| {
-        record.iter().for_each(|r| r.note(|line| line.note = Some(e.message.clone())));
-        e.into_response()
-    })
+pub(crate) async fn chat(State(app): State<Arc<App>>, Extension(record): Extension<Record>, request: Request<Body>) -> Response {
+    record.answered(answer(app, request, &record)).await
 }
 
-async fn answer(app: Arc<App>, request: Request<Body>, record: Option<&Record>) -> Result<Response, ApiError> {
+async fn answer(app: Arc<App>, request: Request<Body>, record: &Record) -> Result<Response, ApiError> {
     let value = body::json(&app, request).await?;
     let (chat, submission) = blocking(&app, move |app| {
         let chat = ChatRequest::read(app, &value)?;
@@ -83,28 +80,25 @@ async fn answer(app: Arc<App>, request: Request<Body>, record: Option<&Record>) 
         Ok((chat, submission))
     })
     .await?;
-    record.iter().for_each(|r| r.note(|line| line.prompt_tokens = Some(submission.prompt.len())));
+    record.prompt(submission.prompt.len());
     let head = Head::new(&app, "chatcmpl-", chat.params.request_id.as_deref(), chat.params.sampling.seed);
     let unknown = chat.unknown.clone();
     let response = match chat.params.stream {
-        Some(options) => stream::start(app, chat, submission, options, head, record.cloned()).await?,
+        Some(options) => {
+            let deltas = Deltas::new(&app, &chat, &submission.prompt);
+            chunks::start(app, vec![submission], options, head, record.clone(), deltas).await?
+        }
         None => Json(whole(&app, &chat, submission, &head, record).await?).into_response(),
     };
     Ok(with_unknown(response, &unknown))
 }
 
 /// The answer at once.
-async fn whole(
-    app: &Arc<App>,
-    chat: &ChatRequest,
-    submission: Submission,
-    head: &Head,
-    record: Option<&Record>,
-) -> Result<Value, ApiError> {
+async fn whole(app: &Arc<App>, chat: &ChatRequest, submission: Submission, head: &Head, record: &Record) -> Result<Value, ApiError> {
     let prompt = submission.prompt.clone();
     let job = app.worker.submit(vec![submission]).await?;
     let answer = Answer::collect(app, job, &[prompt.len()], chat.params.n).await?;
-    record.iter().for_each(|r| r.note(|line| line.completion_tokens = Some(answer.usage.completion)));
+    record.completion(answer.usage.completion);
     let choices: Vec<Value> = answer.choices.iter().enumerate().map(|(i, c)| choice(app, chat, i, c)).collect();
     let mut out = head.object("chat.completion");
     out["choices"] = choices.into();

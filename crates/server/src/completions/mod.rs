@@ -12,26 +12,23 @@ use crate::chat::{Head, with_unknown};
 use crate::error::ApiError;
 use crate::logprobs::{self, TextLogprobs};
 use crate::record::Record;
-use crate::{body, fields};
-use axum::Json;
+use crate::{body, chunks};
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use billfish_engine::{Submission, TokenLogprob};
 use hyper::Request;
 use request::{CompletionRequest, Prompt};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use stream::Texts;
 
-pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
-    let record = request.extensions().get::<Record>().cloned();
-    answer(app, request, record.as_ref()).await.unwrap_or_else(|e| {
-        record.iter().for_each(|r| r.note(|line| line.note = Some(e.message.clone())));
-        e.into_response()
-    })
+pub(crate) async fn completions(State(app): State<Arc<App>>, Extension(record): Extension<Record>, request: Request<Body>) -> Response {
+    record.answered(answer(app, request, &record)).await
 }
 
-async fn answer(app: Arc<App>, request: Request<Body>, record: Option<&Record>) -> Result<Response, ApiError> {
+async fn answer(app: Arc<App>, request: Request<Body>, record: &Record) -> Result<Response, ApiError> {
     let value = body::json(&app, request).await?;
     let (request, submissions) = blocking(&app, move |app| {
         let request = CompletionRequest::read(app, &value)?;
@@ -40,11 +37,11 @@ async fn answer(app: Arc<App>, request: Request<Body>, record: Option<&Record>) 
     })
     .await?;
     let tokens = request.prompts.iter().map(|p| p.tokens.len()).sum();
-    record.iter().for_each(|r| r.note(|line| line.prompt_tokens = Some(tokens)));
+    record.prompt(tokens);
     let head = Head::new(&app, "cmpl-", request.params.request_id.as_deref(), request.params.sampling.seed);
     let unknown = request.unknown.clone();
     let response = match request.params.stream {
-        Some(options) => stream::start(app, request, submissions, options, head, record.cloned()).await?,
+        Some(options) => chunks::start(app, submissions, options, head, record.clone(), Texts::new(request)).await?,
         None => Json(whole(&app, &request, submissions, &head, record).await?).into_response(),
     };
     Ok(with_unknown(response, &unknown))
@@ -55,13 +52,13 @@ async fn whole(
     request: &CompletionRequest,
     submissions: Vec<Submission>,
     head: &Head,
-    record: Option<&Record>,
+    record: &Record,
 ) -> Result<Value, ApiError> {
     let job = app.worker.submit(submissions).await?;
     let lengths: Vec<usize> = request.prompts.iter().map(|p| p.tokens.len()).collect();
     let n = request.params.n;
     let answer = Answer::collect(app, job, &lengths, n).await?;
-    record.iter().for_each(|r| r.note(|line| line.completion_tokens = Some(answer.usage.completion)));
+    record.completion(answer.usage.completion);
     let one = |(i, c): (usize, &Choice)| choice(app, request, i, c, answer.prompts[i / n].as_deref());
     let choices: Vec<Value> = answer.choices.iter().enumerate().map(one).collect();
     let mut out = head.object("text_completion");
@@ -109,9 +106,4 @@ fn echo_logprobs(app: &App, list: &mut TextLogprobs, prompt: &Prompt, known: &[O
             None => list.first(tokenizer, *token),
         }
     }
-}
-
-/// Token ids as a prompt.
-fn ids(path: &str, list: &[Value], vocab: usize) -> Result<Vec<u32>, ApiError> {
-    fields::tokens(path, list, vocab)
 }

@@ -1,9 +1,8 @@
 //! What a completion request asks for.
 
-use super::ids;
 use crate::app::App;
 use crate::error::ApiError;
-use crate::fields::{Field, Fields, Rule, expected};
+use crate::fields::{Field, Fields, Rule, expected, tokens};
 use crate::params::{Params, SHARED};
 use billfish_engine::Submission;
 use serde_json::Value;
@@ -91,7 +90,7 @@ fn prompts(app: &App, f: &Fields<'_>, params: &Params) -> Result<Vec<Prompt>, Ap
         Ok::<_, ApiError>(Prompt { text, tokens })
     };
     let of_tokens = |path: &str, list: &[Value]| {
-        let tokens = params.cut(ids(path, list, app.model.vocab_size)?);
+        let tokens = params.cut(tokens(path, list, app.model.vocab_size)?);
         Ok::<_, ApiError>(Prompt { text: tokenizer.decode(&tokens, false)?, tokens })
     };
     let prompts = match f.required("prompt")? {

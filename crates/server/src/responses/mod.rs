@@ -12,25 +12,21 @@ use crate::chat::with_unknown;
 use crate::error::ApiError;
 use crate::record::Record;
 use crate::{body, ids};
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use billfish_engine::Submission;
 use hyper::Request;
 use request::ResponseRequest;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
-pub(crate) async fn responses(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
-    let record = request.extensions().get::<Record>().cloned();
-    answer(app, request, record.as_ref()).await.unwrap_or_else(|e| {
-        record.iter().for_each(|r| r.note(|line| line.note = Some(e.message.clone())));
-        e.into_response()
-    })
+pub(crate) async fn responses(State(app): State<Arc<App>>, Extension(record): Extension<Record>, request: Request<Body>) -> Response {
+    record.answered(answer(app, request, &record)).await
 }
 
-async fn answer(app: Arc<App>, request: Request<Body>, record: Option<&Record>) -> Result<Response, ApiError> {
+async fn answer(app: Arc<App>, request: Request<Body>, record: &Record) -> Result<Response, ApiError> {
     let value = body::json(&app, request).await?;
     let (request, submission) = blocking(&app, move |app| {
         let request = ResponseRequest::read(app, &value)?;
@@ -38,21 +34,21 @@ async fn answer(app: Arc<App>, request: Request<Body>, record: Option<&Record>) 
         Ok((request, submission))
     })
     .await?;
-    record.iter().for_each(|r| r.note(|line| line.prompt_tokens = Some(submission.prompt.len())));
+    record.prompt(submission.prompt.len());
     let unknown = request.unknown.clone();
     let head = Head::new(&app, &request);
     let response = match request.stream {
-        true => stream::start(app, submission, head, record.cloned()).await?,
+        true => stream::start(app, submission, head, record.clone()).await?,
         false => Json(whole(&app, submission, &head, record).await?).into_response(),
     };
     Ok(with_unknown(response, &unknown))
 }
 
-async fn whole(app: &Arc<App>, submission: Submission, head: &Head, record: Option<&Record>) -> Result<Value, ApiError> {
+async fn whole(app: &Arc<App>, submission: Submission, head: &Head, record: &Record) -> Result<Value, ApiError> {
     let prompt = submission.prompt.len();
     let job = app.worker.submit(vec![submission]).await?;
     let answer = Answer::collect(app, job, &[prompt], 1).await?;
-    record.iter().for_each(|r| r.note(|line| line.completion_tokens = Some(answer.usage.completion)));
+    record.completion(answer.usage.completion);
     let choice = &answer.choices[0];
     let cut = choice.finish.as_ref().is_some_and(|f| f.reason == "length");
     Ok(head.response(Progress::Ended { cut, text: &choice.text, usage: answer.usage }))

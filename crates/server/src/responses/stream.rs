@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Hands the request in and starts the stream.
-pub(super) async fn start(app: Arc<App>, submission: Submission, head: Head, record: Option<Record>) -> Result<Response, ApiError> {
+pub(super) async fn start(app: Arc<App>, submission: Submission, head: Head, record: Record) -> Result<Response, ApiError> {
     let usage = Usage { prompt: submission.prompt.len(), ..Usage::default() };
     let job = app.worker.submit(vec![submission]).await?;
     let (events, response) = sse::stream();
@@ -34,10 +34,10 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(mut self, job: Job, record: Option<Record>) {
+    async fn run(mut self, job: Job, record: Record) {
         // a client that left is no error
         let _ = self.write(job).await;
-        record.iter().for_each(|r| r.note(|line| line.completion_tokens = Some(self.usage.completion)));
+        record.completion(self.usage.completion);
     }
 
     async fn send(&mut self, name: &str, mut value: Value) -> Result<(), Gone> {
