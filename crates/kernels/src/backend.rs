@@ -3,7 +3,7 @@
 use crate::activations::{Activations, Cut, Input, Out, QuantizedInput, Tile, grow, tiles};
 use crate::arch::generic::dense::Element;
 use crate::arch::generic::{DenseArgs, DigitOrder, TileArgs};
-use crate::arch::{self, BAND_TILES, Kernels, band_rows};
+use crate::arch::{self, BAND_TILES, Kernels, TileFn, band_rows, processor};
 use crate::dense::PackedDense;
 use crate::pack::{PANEL, PackedMatrix};
 use crate::threads::Pool;
@@ -134,6 +134,8 @@ fn tiles_at_once(rows: usize, row_bytes: usize) -> usize {
 pub struct Backend {
     pub(crate) kernels: &'static Kernels,
     pub(crate) pool: Pool,
+    /// Whether panels are taken in pairs where one row is multiplied.
+    pairs: bool,
 }
 
 impl Backend {
@@ -148,7 +150,14 @@ impl Backend {
 
     /// A backend for a table that this machine can run.
     pub(crate) fn with(kernels: &'static Kernels, threads: usize) -> Result<Self, KernelError> {
-        Ok(Self { kernels, pool: Pool::new(threads)? })
+        Ok(Self { kernels, pool: Pool::new(threads)?, pairs: processor::reads_pairs() })
+    }
+
+    /// Has one row multiplied with panels side by side or one after another, where the instruction set has kernels for
+    /// both, instead of as suits the processor. The bits of a result are the same.
+    #[must_use]
+    pub fn in_pairs(self, pairs: bool) -> Self {
+        Self { pairs, ..self }
     }
 
     /// The instruction set in use.
@@ -245,6 +254,8 @@ impl Backend {
         let in_one_go = bytes / (CLAIMS * self.threads());
         let claim = if end - first == 1 { in_one_go.max(CHUNK_BYTES) } else { CHUNK_BYTES };
         let step = (claim / weight.panel_bytes().max(1)).clamp(1, panels);
+        let pair = end - first == 1 && self.pair(weight, activations.planes(), all.tiles[first].rows).is_some();
+        let step = if pair { step.next_multiple_of(2) } else { step };
         for tile in (first..end).step_by(at_once) {
             let tiles = (tile, (tile + at_once).min(end));
             chunks.extend((0..panels).step_by(step).map(|from| Chunk { panels: (from, (from + step).min(panels)), tiles, ..whole }));
@@ -263,7 +274,14 @@ impl Backend {
         self.pool.run(chunks.len(), &|i: usize| {
             let c = chunks[i];
             let Some(to) = place(c.product) else { return };
-            for p in c.panels.0..c.panels.1 {
+            let mut first = c.panels.0;
+            if let (Weight::Quantized(w), 1) = (to.weight, c.tiles.1 - c.tiles.0) {
+                let input = &inputs[c.input];
+                if let Some(kernel) = self.pair(to.weight, input.planes, input.tiles[c.tiles.0].rows) {
+                    first = self.quantized_pairs(kernel, w, input, c, &to);
+                }
+            }
+            for p in first..c.panels.1 {
                 match to.weight {
                     Weight::Quantized(w) => {
                         let input = &inputs[c.input];
@@ -276,6 +294,32 @@ impl Backend {
                 }
             }
         });
+    }
+
+    /// The kernel for pairs of panels of `weight`, where they are to be taken so.
+    fn pair(&self, weight: &Weight, planes: usize, rows: usize) -> Option<TileFn> {
+        match weight {
+            Weight::Quantized(w) if self.pairs && rows == 1 => (self.kernels.pair)(w.panel_bits, planes),
+            _ => None,
+        }
+    }
+
+    /// Multiplies one row with the panels of the first half of a chunk, each beside the one as far into the second half:
+    /// two streams that go on from pair to pair. Returns the first panel that is left.
+    fn quantized_pairs(&self, kernel: TileFn, w: &PackedMatrix, input: &QuantizedInput, c: Chunk, to: &Place<'_>) -> usize {
+        let t = &input.tiles[c.tiles.0];
+        let half = (c.panels.1 - c.panels.0) / 2;
+        let mut result = [0.0f32; 2 * PANEL];
+        for p in c.panels.0..c.panels.0 + half {
+            let args = TileArgs { other: half * w.panel_bytes, ..tile_args(w, p, input, t, result.as_mut_ptr(), true) };
+            // SAFETY: the table's instruction set is available; both panels are of this weight and hold `w.blocks` by how
+            // they were packed, the activations were quantized for the same blocks, and `result` holds a row of both.
+            unsafe { kernel(&args) };
+            for (p, result) in [p, p + half].into_iter().zip(result.chunks_exact(PANEL)) {
+                store(result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
+            }
+        }
+        c.panels.0 + 2 * half
     }
 
     fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, to: &Place<'_>) {
@@ -394,6 +438,7 @@ fn tile_args<'a>(w: &'a PackedMatrix, p: usize, input: &QuantizedInput, tile: &T
         x: digits.as_ptr(),
         x_scales: scales.as_ptr(),
         x_sums: sums.as_ptr(),
+        other: 0,
         out,
         fresh,
     }

@@ -9,7 +9,10 @@ use proptest::prelude::*;
 use std::sync::Arc;
 
 fn run(isa: Isa, threads: usize, weight: &Weight, x: &[f32], m: usize, a: Activations) -> Vec<f32> {
-    let backend = Backend::new(isa, threads).unwrap();
+    run_on(&Backend::new(isa, threads).unwrap(), weight, x, m, a)
+}
+
+fn run_on(backend: &Backend, weight: &Weight, x: &[f32], m: usize, a: Activations) -> Vec<f32> {
     let mut y = vec![f32::NAN; m * weight.out_features()];
     backend.matmul(&mut MatmulScratch::default(), Input::Rows(x), m, a, &mut [Product::new(weight, &mut y)]);
     y
@@ -69,9 +72,12 @@ fn check(spec: &Spec, ms: &[usize]) {
                 );
             }
             for isa in Isa::available() {
-                let y = run(isa, 1 + m % 3, &weight, &x, m, a);
-                let same = y.iter().zip(&twin).position(|(a, b)| a.to_bits() != b.to_bits());
-                assert_eq!(same, None, "{spec:?} {a:?} m={m} {isa:?}: differs from the scalar twin");
+                // one row has kernels for panels one by one and for pairs
+                for pairs in [false, true].into_iter().take(if m == 1 { 2 } else { 1 }) {
+                    let y = run_on(&Backend::new(isa, 1 + m % 3).unwrap().in_pairs(pairs), &weight, &x, m, a);
+                    let same = y.iter().zip(&twin).position(|(a, b)| a.to_bits() != b.to_bits());
+                    assert_eq!(same, None, "{spec:?} {a:?} m={m} {isa:?} pairs={pairs}: differs from the scalar twin");
+                }
             }
         }
     }

@@ -16,6 +16,7 @@ mod avxvnni;
 mod dotprod;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
+pub(crate) mod processor;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -54,6 +55,8 @@ pub(crate) struct Kernels {
     pub tile_rows: [&'static [usize]; 3],
     /// The kernel for a panel of `bits`, activations of `planes`, tiles of `rows`.
     pub tile: fn(bits: u32, planes: usize, rows: usize) -> Option<TileFn>,
+    /// The kernel for a pair of panels of `bits` and one row of `planes`, where there are any.
+    pub pair: fn(bits: u32, planes: usize) -> Option<TileFn>,
     /// Rows from which band kernels are used, by number of activation planes - 1.
     pub band_from: [usize; 3],
     /// The band kernel for a panel of `bits` and activations of `planes`.
@@ -103,6 +106,7 @@ macro_rules! stamp {
         isa: $isa:ident,
         features: [$($feature:literal)?],
         tiles: { $($planes:literal: [$($rows:literal => ($nv:literal, $seq:literal)),* $(,)?]),* $(,)? },
+        pairs: [$($pplanes:literal),*],
         dense: [$($drows:literal => $dnv:literal),* $(,)?],
         attend: [$($arows:literal => $anv:literal),* $(,)?],
         gemm: $gmr:literal x $gnv:literal,
@@ -197,6 +201,18 @@ macro_rules! stamp {
             }
         }
 
+        fn pair_for(bits: u32, planes: usize) -> Option<TileFn> {
+            match (bits, planes) {
+                $(
+                    (2, $pplanes) => Some(tile::<2, $pplanes, 1, { generic::panel::PAIR }, false>),
+                    (3, $pplanes) => Some(tile::<3, $pplanes, 1, { generic::panel::PAIR }, false>),
+                    (4, $pplanes) => Some(tile::<4, $pplanes, 1, { generic::panel::PAIR }, false>),
+                    (8, $pplanes) => Some(tile::<8, $pplanes, 1, { generic::panel::PAIR }, false>),
+                )*
+                _ => None,
+            }
+        }
+
         fn dense_for(element: generic::dense::Element, rows: usize) -> Option<DenseFn> {
             use generic::dense::Element::{BF16, F16, F32};
             match (element, rows) {
@@ -227,6 +243,7 @@ macro_rules! stamp {
             isa: crate::isa::Isa::$isa,
             tile_rows: [$(&[$($rows),*]),*],
             tile: tile_for,
+            pair: pair_for,
             band_from: [usize::MAX; 3],
             band: |_, _| None,
             dense_rows: &[$($drows),*],

@@ -42,7 +42,9 @@ pub(crate) struct TileArgs<'a> {
     pub x_scales: *const f32,
     /// Sums of the tile, `[block][1 or 2][MR]`: of `v`; with three planes of the two low digits and of the top one.
     pub x_sums: *const i32,
-    /// Result, `[MR][64]`.
+    /// Bytes from the panel to the other one of a pair, for a kernel of pairs.
+    pub other: usize,
+    /// Result, `[MR][64]`, of a pair one after the other.
     pub out: *mut f32,
     /// Whether the panel comes from memory: the first tile asks for what lies ahead, later ones find it in a cache.
     pub fresh: bool,
@@ -137,29 +139,39 @@ const fn ahead(bits: u32) -> usize {
 /// Whether the kernel asks for lines ahead. All four vectors of a panel of 8-bit codes are one dense stream of reads,
 /// which processors follow by themselves; asking then costs up to a third (Zen 4, 3 and 4 rows).
 const fn asks(bits: u32, nv: usize) -> bool {
-    !(bits == 8 && nv == 4)
+    !(bits == 8 && nv == VECTORS || nv == PAIR)
 }
 
-/// One tile of `MR` rows of `P` planes times one panel, `NV` vectors of sixteen columns at a time.
+/// Vectors of sixteen columns in a panel.
+const VECTORS: usize = PANEL / 16;
+
+/// Vectors of two panels. A kernel that takes so many at a time is one for pairs: it goes through two panels side by side
+/// and leaves it to the processor to follow the two streams (see [`crate::arch::processor`]).
+pub(crate) const PAIR: usize = 2 * VECTORS;
+
+/// One tile of `MR` rows of `P` planes times one panel, `NV` vectors of sixteen columns at a time, or times a [`PAIR`].
 ///
 /// # Safety
-/// The instruction set of `V`; the panel holds every block and head of `a.blocks`; `x`, `x_scales`, `x_sums` and `out`
-/// hold what their docs say for `MR` rows.
+/// The instruction set of `V`; the panel, of a pair each of both, holds every block and head of `a.blocks`; `x`, `x_scales`,
+/// `x_sums` and `out` hold what their docs say for `MR` rows.
 #[inline(always)]
 pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: usize, const NV: usize, const SEQ: bool>(a: &TileArgs) {
     let sum_kinds = if P == 3 { 2 } else { 1 };
     // SAFETY: by the contract above; every offset is one that the packer or the quantizer wrote.
     unsafe {
-        for i in 0..MR * 4 {
+        let vectors = NV.max(VECTORS);
+        for i in 0..MR * vectors {
             V::store_f(a.out.add(16 * i), V::splat_f(0.0));
         }
+        // the bytes to the panel that vector v of a pair is in, and which one it is there
+        let panel = |v: usize| if v < VECTORS { (0, v) } else { (a.other, v - VECTORS) };
         for (b, block) in a.blocks.iter().enumerate() {
             let head = a.panel.add(block.head);
             let data = a.panel.add(block.data);
             let x = a.x.add(block.x_quads * P * MR);
             let plane = block.padded_quads() * MR;
             let sum = |kind: usize, r: usize| *a.x_sums.add((b * sum_kinds + kind) * MR + r);
-            for v0 in (0..4).step_by(NV) {
+            for v0 in (0..vectors).step_by(NV) {
                 let mut d = [[V::splat_f(0.0); NV]; MR];
                 if SEQ {
                     let mut acc = [[V::splat_i(0); NV]; MR];
@@ -218,16 +230,18 @@ pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: 
                     let mut acc = [[[V::splat_i(0); NV]; P]; MR];
                     for r in 0..MR {
                         for v in 0..NV {
-                            acc[r][0][v] = zero_term::<V>(a, head, v0 + v, sum(0, r));
+                            let (other, at) = panel(v0 + v);
+                            acc[r][0][v] = zero_term::<V>(a, head.add(other), at, sum(0, r));
                             if P == 3 {
-                                acc[r][2][v] = zero_term::<V>(a, head, v0 + v, sum(1, r));
+                                acc[r][2][v] = zero_term::<V>(a, head.add(other), at, sum(1, r));
                             }
                         }
                     }
                     let mut xq = x;
                     for c in 0..block.chunks {
                         for v in 0..NV {
-                            let line = data.add((c * 4 + v0 + v) * lines(BITS) * 64);
+                            let (other, at) = panel(v0 + v);
+                            let line = data.add(other + (c * VECTORS + at) * lines(BITS) * 64);
                             for l in 0..if asks(BITS, NV) { lines(BITS) } else { 0 } {
                                 V::prefetch(line.wrapping_add(64 * l + ahead(BITS)));
                             }
@@ -262,9 +276,10 @@ pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: 
                     }
                 }
                 for v in 0..NV {
-                    let s = scales::<V>(a, head, v0 + v);
+                    let (other, at) = panel(v0 + v);
+                    let s = scales::<V>(a, head.add(other), at);
                     for r in 0..MR {
-                        let out = a.out.add(r * PANEL + 16 * (v0 + v));
+                        let out = a.out.add(((v0 + v) / VECTORS * MR + r) * PANEL + 16 * at);
                         let scale = V::mul_f(s, V::splat_f(*a.x_scales.add(b * MR + r)));
                         V::store_f(out, V::fma(d[r][v], scale, V::load_f(out)));
                     }
