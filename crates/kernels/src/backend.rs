@@ -2,7 +2,7 @@
 
 use crate::activations::{Activations, Cut, Input, Out, QuantizedInput, Tile, grow, tiles};
 use crate::arch::generic::dense::Element;
-use crate::arch::generic::{DenseArgs, DigitOrder, TileArgs};
+use crate::arch::generic::{DenseArgs, DigitOrder, Target, TileArgs};
 use crate::arch::{self, BAND_TILES, Kernels, TileFn, band_rows, processor};
 use crate::dense::PackedDense;
 use crate::pack::{PANEL, PackedMatrix};
@@ -323,15 +323,18 @@ impl Backend {
     }
 
     fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, to: &Place<'_>) {
-        let mut result = [0.0f32; PANEL * MAX_ROWS];
+        let mut result = [MaybeUninit::<f32>::uninit(); PANEL * MAX_ROWS];
         for (i, t) in input.tiles[tiles.0..tiles.1].iter().enumerate() {
             let kernel = (self.kernels.tile)(w.panel_bits, input.planes, t.rows).expect("tiles are cut to sizes that have kernels");
+            let first = to.out.at((t.start - to.first) * w.out_features + p * PANEL);
+            let target = Target { first, rows: t.count, stride: w.out_features };
+            let args = TileArgs { target, ..tile_args(w, p, input, t, result.as_mut_ptr().cast(), i == 0) };
             // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
             // activations were quantized for the same blocks, and `result` holds MAX_ROWS rows.
-            unsafe {
-                kernel(&tile_args(w, p, input, t, result.as_mut_ptr(), i == 0));
-            }
-            store(&result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
+            unsafe { kernel(&args) };
+            // SAFETY: the kernel has written so many rows.
+            let result = unsafe { std::slice::from_raw_parts(result.as_ptr().cast::<f32>(), PANEL * t.rows) };
+            store(result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
         }
     }
 
@@ -440,6 +443,7 @@ fn tile_args<'a>(w: &'a PackedMatrix, p: usize, input: &QuantizedInput, tile: &T
         x_sums: sums.as_ptr(),
         other: 0,
         out,
+        target: Target { first: std::ptr::null(), rows: 0, stride: 0 },
         fresh,
     }
 }

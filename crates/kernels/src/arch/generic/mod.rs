@@ -12,7 +12,7 @@ pub(crate) mod quantize;
 pub(crate) use attention::AttendArgs;
 pub(crate) use dense::DenseArgs;
 pub(crate) use gemm::GemmArgs;
-pub(crate) use panel::TileArgs;
+pub(crate) use panel::{Target, TileArgs};
 pub(crate) use quantize::{DigitOrder, QuantizeArgs};
 
 /// Hides where a pointer comes from, at no cost: without it the compiler hoists every broadcast of a loop out of it and

@@ -46,8 +46,21 @@ pub(crate) struct TileArgs<'a> {
     pub other: usize,
     /// Result, `[MR][64]`, of a pair one after the other.
     pub out: *mut f32,
+    /// Where the result will be copied: a tile kernel asks for it beforehand, so that the copy need not wait for memory.
+    pub target: Target,
     /// Whether the panel comes from memory: the first tile asks for what lies ahead, later ones find it in a cache.
     pub fresh: bool,
+}
+
+/// The rows of 64 columns that a result is copied to.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    /// The first one; any address.
+    pub first: *const f32,
+    /// How many there are.
+    pub rows: usize,
+    /// Floats from one to the next.
+    pub stride: usize,
 }
 
 /// Lines of 64 bytes in a chunk.
@@ -162,6 +175,11 @@ pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: 
         let vectors = NV.max(VECTORS);
         for i in 0..MR * vectors {
             V::store_f(a.out.add(16 * i), V::splat_f(0.0));
+        }
+        for r in 0..a.target.rows {
+            for v in 0..VECTORS {
+                V::prefetch(a.target.first.wrapping_add(r * a.target.stride + 16 * v).cast());
+            }
         }
         // the bytes to the panel that vector v of a pair is in, and which one it is there
         let panel = |v: usize| if v < VECTORS { (0, v) } else { (a.other, v - VECTORS) };
