@@ -204,8 +204,13 @@ super::stamp! {
     features: ["avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"],
     tiles: {
         1: [1 => (4, false), 2 => (4, false), 3 => (4, false), 4 => (4, false), 5 => (4, false), 6 => (2, true), 8 => (2, true), 10 => (2, true), 11 => (2, true), 12 => (2, true)],
-        2: [1 => (4, false), 2 => (4, false), 3 => (4, true), 4 => (4, true), 6 => (2, true), 8 => (2, true), 10 => (2, true), 11 => (2, true), 12 => (2, true)],
-        3: [1 => (4, false), 4 => (2, true), 6 => (2, true), 8 => (2, true), 12 => (2, true)],
+        2: [1 => (4, false), 2 => (4, false), 3 => (4, false), 4 => (2, false), 5 => (2, false), 6 => (2, false), 8 => (2, true), 10 => (2, true), 11 => (2, true), 12 => (2, true)],
+        3: [1 => (4, false), 2 => (4, false), 4 => (2, false), 6 => (2, true), 8 => (2, true), 12 => (2, true)],
+    },
+    bytes: {
+        1: [6 => (4, false)],
+        2: [4 => (4, true), 5 => (4, true), 6 => (4, true)],
+        3: [4 => (4, true), 6 => (4, true)],
     },
     pairs: [1, 2, 3],
     dense: [1 => 4, 2 => 4, 4 => 2, 6 => 2],

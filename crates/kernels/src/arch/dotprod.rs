@@ -13,6 +13,7 @@ super::stamp! {
         2: [1 => (2, false), 2 => (1, false), 4 => (1, true)],
         3: [1 => (1, false), 2 => (1, false), 4 => (1, true)],
     },
+    bytes: {},
     pairs: [],
     dense: [1 => 2, 2 => 1, 3 => 1],
     attend: [1 => 4, 2 => 2, 4 => 1, 6 => 1],

@@ -100,12 +100,15 @@ pub(crate) struct Kernels {
     pub operations: unsafe fn(&tests::Sample) -> Vec<tests::Outcome>,
 }
 
-/// Stamps the generic algorithms out for one implementation of `Vector`.
+/// Stamps the generic algorithms out for one implementation of `Vector`. `tiles` lists, for each number of planes, the rows
+/// of tiles with the vectors that are taken at a time and how planes are walked; `bytes` what is better for codes of 8 bits,
+/// which need no unpacking; `pairs` the planes for which there are kernels of two panels.
 macro_rules! stamp {
     (
         isa: $isa:ident,
         features: [$($feature:literal)?],
         tiles: { $($planes:literal: [$($rows:literal => ($nv:literal, $seq:literal)),* $(,)?]),* $(,)? },
+        bytes: { $($bplanes:literal: [$($brows:literal => ($bnv:literal, $bseq:literal)),* $(,)?]),* $(,)? },
         pairs: [$($pplanes:literal),*],
         dense: [$($drows:literal => $dnv:literal),* $(,)?],
         attend: [$($arows:literal => $anv:literal),* $(,)?],
@@ -189,8 +192,11 @@ macro_rules! stamp {
             unsafe { super::tests::operations::<$isa>(sample) }
         }
 
+        // `bytes` takes precedence
+        #[allow(unreachable_patterns)]
         fn tile_for(bits: u32, planes: usize, rows: usize) -> Option<TileFn> {
             match (bits, planes, rows) {
+                $($((8, $bplanes, $brows) => Some(tile::<8, $bplanes, $brows, $bnv, $bseq>),)*)*
                 $($(
                     (2, $planes, $rows) => Some(tile::<2, $planes, $rows, $nv, $seq>),
                     (3, $planes, $rows) => Some(tile::<3, $planes, $rows, $nv, $seq>),

@@ -196,6 +196,7 @@ super::stamp! {
         2: [1 => (2, false), 4 => (1, true)],
         3: [1 => (2, false), 4 => (1, true)],
     },
+    bytes: {},
     pairs: [],
     dense: [1 => 2, 4 => 1],
     attend: [1 => 1, 4 => 1],
