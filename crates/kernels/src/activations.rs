@@ -99,6 +99,16 @@ impl<'a> Input<'a> {
         }
         room
     }
+
+    /// Row `i` in `out`.
+    pub(crate) fn make(&self, kernels: &Kernels, i: usize, out: &mut [f32]) {
+        match *self {
+            Input::Rows(x) => out.copy_from_slice(&x[i * out.len()..(i + 1) * out.len()]),
+            _ => {
+                self.row(kernels, i, out.len(), out);
+            }
+        }
+    }
 }
 
 /// Rows `start..start + count` computed by a kernel of `rows >= count` rows; the rest are padding.

@@ -2,7 +2,7 @@
 
 use crate::activations::{Activations, Cut, Input, Out, QuantizedInput, Tile, grow, tiles};
 use crate::arch::generic::dense::Element;
-use crate::arch::generic::{DenseArgs, DigitOrder, Target, TileArgs};
+use crate::arch::generic::{self, DenseArgs, DigitOrder, Target, TileArgs};
 use crate::arch::{self, BAND_TILES, Kernels, TileFn, band_rows, processor};
 use crate::dense::PackedDense;
 use crate::pack::{PANEL, PackedMatrix};
@@ -93,7 +93,7 @@ impl<'a> Product<'a> {
 /// Buffers that a matmul keeps from call to call, so that a decode step allocates nothing.
 #[derive(Default)]
 pub struct MatmulScratch {
-    /// The input as floats, where it has to be made and a dense weight asks for it.
+    /// The input as floats, where a dense weight asks for it.
     whole: Vec<f32>,
     inputs: Vec<QuantizedInput>,
     tiles: Vec<Tile>,
@@ -117,8 +117,15 @@ pub(crate) struct Place<'a> {
     pub add: bool,
     /// The row of the input whose result is row 0 of `out`.
     pub first: usize,
-    /// The input as floats, for a dense weight.
+    /// The input as floats, for a dense weight; see [`Backend::floats`].
     pub floats: &'a [f32],
+}
+
+/// Floats from one row of a dense weight's input to the next. Rows a power of two apart would all want the same few lines
+/// of the first cache.
+const fn dense_stride(k: usize) -> usize {
+    const LINE: usize = 16;
+    k.next_multiple_of(LINE) + LINE
 }
 
 /// Bytes of activations that are multiplied with a panel before the next panel comes: with the panel they fit the second
@@ -216,17 +223,10 @@ impl Backend {
             };
             self.cut(chunks, Chunk { product: i, input, panels: (0, 0), tiles: (0, cut.tiles.len()) }, weight, cut, activations, bytes);
         }
-        let floats = match (dense, x) {
-            (None, _) => &[],
-            (Some(_), Input::Rows(x)) => x,
-            (Some(k), made) => {
-                grow(whole, m * k);
-                self.rows(&mut whole[..m * k], k, &|i, row| {
-                    made.row(self.kernels, i, k, row);
-                });
-                &whole[..m * k]
-            }
-        };
+        if let Some(k) = dense {
+            self.floats(whole, m, k, &|i, row| x.make(self.kernels, i, row));
+        }
+        let floats = &whole[..];
         // SAFETY (of the writes of `run`): each chunk writes columns of its own of one `out`, whose length was checked.
         let outs = products.iter_mut().map(|p| Place { weight: p.weight, out: Out(p.out.as_mut_ptr()), add: p.add, first: 0, floats });
         let mut flat: [Option<Place<'_>>; 4] = [None; 4];
@@ -359,6 +359,13 @@ impl Backend {
         }
     }
 
+    /// Has `fill` write the rows of a dense weight's input, `[rows, k]`, to `room`, a little apart from each other.
+    pub(crate) fn floats(&self, room: &mut Vec<f32>, rows: usize, k: usize, fill: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let stride = dense_stride(k);
+        grow(room, rows * stride);
+        self.rows(&mut room[..rows * stride], stride, &|i, row| fill(i, &mut row[..k]));
+    }
+
     fn dense_panel(&self, w: &PackedDense, tiles: &[Tile], p: usize, to: &Place<'_>) {
         let element = match w.dtype {
             DType::F16 => Element::F16,
@@ -370,7 +377,7 @@ impl Backend {
         for t in tiles {
             let kernel = (self.kernels.dense)(element, t.rows).expect("tiles are cut to sizes that have kernels");
             // padding rows read the first row again; their results are dropped
-            let rows = std::array::from_fn(|r| x[(t.start + if r < t.count { r } else { 0 }) * k..].as_ptr());
+            let rows = std::array::from_fn(|r| x[(t.start + if r < t.count { r } else { 0 }) * dense_stride(k)..][..k].as_ptr());
             // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, the rows K floats each,
             // `result` MAX_ROWS rows.
             unsafe { kernel(&DenseArgs { panel: w.panel(p).as_ptr(), k, x: rows, out: result.as_mut_ptr() }) };
@@ -448,8 +455,8 @@ fn tile_args<'a>(w: &'a PackedMatrix, p: usize, input: &QuantizedInput, tile: &T
     }
 }
 
-/// Rows of the largest tile of any kernel.
-const MAX_ROWS: usize = 12;
+/// Rows of the largest tile of any kernel but those for bands.
+const MAX_ROWS: usize = generic::dense::MAX_ROWS;
 
 /// Copies the real rows and columns of a result of `width` columns, from column `first` on, to its place, `[M, n]`, with
 /// the bias, or adds them.

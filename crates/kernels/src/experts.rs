@@ -331,11 +331,7 @@ impl Backend {
         let half = Half { parts: 2, weight: &weight, x: Input::Rows(x), pick: Some(&tokens), rows: m };
         self.prepare(scratch, &half, activations);
         if scratch.segments.iter().any(|&s| (0..2).any(|part| matches!(weight(s, part), Weight::Dense(_)))) {
-            grow(&mut floats, tokens.len() * hidden);
-            self.rows(&mut floats[..tokens.len() * hidden], hidden, &|i, row| {
-                let token = tokens[i] as usize;
-                row.copy_from_slice(&x[token * hidden..(token + 1) * hidden]);
-            });
+            self.floats(&mut floats, tokens.len(), hidden, &|i, row| Input::Rows(x).make(self.kernels, tokens[i] as usize, row));
         }
         grow(&mut scratch.gate, total * width);
         grow(&mut scratch.up, total * width);
@@ -385,7 +381,7 @@ impl Backend {
         let x = Input::Gated { gate: &gate, up: &up, stride: width };
         self.prepare(scratch, &Half { parts: 1, weight: &weight, x, pick: None, rows: total }, activations);
         if scratch.segments.iter().any(|&s| matches!(weight(s, 0), Weight::Dense(_))) {
-            self.made(&mut scratch.floats, x, total, width);
+            self.floats(&mut scratch.floats, total, width, &|i, row| x.make(self.kernels, i, row));
         }
         let routed = scratch.segments.len();
         if let (Some(s), Some(_)) = (shared, shared_segment) {
@@ -400,7 +396,7 @@ impl Backend {
                     (0, scratch.inputs[input].tiles.len())
                 }
                 Weight::Dense(_) => {
-                    self.made(&mut scratch.shared_floats, x, m, shared_width);
+                    self.floats(&mut scratch.shared_floats, m, shared_width, &|i, row| x.make(self.kernels, i, row));
                     let from = scratch.dense_tiles.len();
                     add_tiles(0..m, self.kernels.dense_rows, &mut 0, &mut scratch.dense_tiles);
                     (from, scratch.dense_tiles.len())
@@ -425,14 +421,6 @@ impl Backend {
             None => shared.map(|s| Place { weight: &s.expert.down, out: shared_out, add: false, first: 0, floats: shared_floats }),
         });
         (scratch.gate, scratch.up, scratch.shared_gate, scratch.shared_up) = (gate, up, shared_gate, shared_up);
-    }
-
-    /// The rows of an input that is made on its way, as floats.
-    fn made(&self, floats: &mut Vec<f32>, x: Input<'_>, rows: usize, k: usize) {
-        grow(floats, rows * k);
-        self.rows(&mut floats[..rows * k], k, &|i, row| {
-            x.row(self.kernels, i, k, row);
-        });
     }
 
     /// Makes the inputs of one half integers, cuts them into tiles by segment, and the products into chunks.

@@ -200,7 +200,7 @@ fn dense_weights() {
             packed.column(n - 1, &mut column);
             assert_eq!(column, stored[(n - 1) * k..]);
             let weight = Weight::Dense(Arc::new(packed));
-            for m in [1, 2, 3, 5, 7, 17] {
+            for m in [1, 2, 3, 5, 7, 12, 16, 17] {
                 let x = rng.floats(m * k);
                 let twin: Vec<f32> = x.chunks(k).flat_map(|row| run(Isa::Scalar, 1, &weight, row, 1, Activations::Exact)).collect();
                 for isa in Isa::available() {

@@ -110,7 +110,7 @@ macro_rules! stamp {
         tiles: { $($planes:literal: [$($rows:literal => ($nv:literal, $seq:literal)),* $(,)?]),* $(,)? },
         bytes: { $($bplanes:literal: [$($brows:literal => ($bnv:literal, $bseq:literal)),* $(,)?]),* $(,)? },
         pairs: [$($pplanes:literal),*],
-        dense: [$($drows:literal => $dnv:literal),* $(,)?],
+        dense: [$($drows:literal => ($dnv:literal, $dchains:literal)),* $(,)?],
         attend: [$($arows:literal => $anv:literal),* $(,)?],
         gemm: $gmr:literal x $gnv:literal,
     ) => {
@@ -126,9 +126,9 @@ macro_rules! stamp {
             unsafe { generic::panel::tile::<$isa, BITS, P, MR, NV, SEQ>(a) }
         }
         $(#[target_feature(enable = $feature)])?
-        unsafe fn dense_tile<const E: u8, const MR: usize, const NV: usize>(a: &generic::DenseArgs) {
+        unsafe fn dense_tile<const E: u8, const MR: usize, const NV: usize, const CHAINS: usize>(a: &generic::DenseArgs) {
             // SAFETY: see above.
-            unsafe { generic::dense::tile::<$isa, E, MR, NV>(a) }
+            unsafe { generic::dense::tile::<$isa, E, MR, NV, CHAINS>(a) }
         }
         $(#[target_feature(enable = $feature)])?
         unsafe fn quantize<const P: usize>(a: &generic::QuantizeArgs) {
@@ -223,9 +223,9 @@ macro_rules! stamp {
             use generic::dense::Element::{BF16, F16, F32};
             match (element, rows) {
                 $(
-                    (F16, $drows) => Some(dense_tile::<{ F16 as u8 }, $drows, $dnv>),
-                    (BF16, $drows) => Some(dense_tile::<{ BF16 as u8 }, $drows, $dnv>),
-                    (F32, $drows) => Some(dense_tile::<{ F32 as u8 }, $drows, $dnv>),
+                    (F16, $drows) => Some(dense_tile::<{ F16 as u8 }, $drows, $dnv, $dchains>),
+                    (BF16, $drows) => Some(dense_tile::<{ BF16 as u8 }, $drows, $dnv, $dchains>),
+                    (F32, $drows) => Some(dense_tile::<{ F32 as u8 }, $drows, $dnv, $dchains>),
                 )*
                 _ => None,
             }

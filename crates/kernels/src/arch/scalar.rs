@@ -198,7 +198,7 @@ super::stamp! {
     },
     bytes: {},
     pairs: [],
-    dense: [1 => 2, 4 => 1],
+    dense: [1 => (2, 2), 4 => (1, 2)],
     attend: [1 => 1, 4 => 1],
     gemm: 4 x 1,
 }

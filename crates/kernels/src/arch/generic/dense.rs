@@ -27,18 +27,20 @@ pub(crate) struct DenseArgs {
 }
 
 /// Rows of the largest dense tile.
-pub(crate) const MAX_ROWS: usize = 6;
+pub(crate) const MAX_ROWS: usize = 16;
 
 /// Rows of k after which the accumulators of one set of columns give way to the next set's, so that a panel is read as
 /// one stream.
 const STRETCH: usize = 64;
 
-/// One tile of `MR` rows times one dense panel, `NV` vectors of columns at a time.
+/// One tile of `MR` rows times one dense panel, `NV` vectors of columns and `CHAINS` of the two chains at a time. One chain
+/// after the other leaves room for more rows; a stretch is then gone through so often that the processor does not see where
+/// the next one is, and it is asked for.
 ///
 /// # Safety
 /// The instruction set of `V`; the panel holds `k * 64` elements of type `E`; `x` and `out` hold `MR` rows.
 #[inline(always)]
-pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usize>(a: &DenseArgs) {
+pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usize, const CHAINS: usize>(a: &DenseArgs) {
     let size = if E == Element::F32 as u8 { 4 } else { 2 };
     let load = |k: usize, v: usize| {
         // SAFETY: k and v lie inside the panel.
@@ -61,28 +63,37 @@ pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usi
         }
         for k0 in (0..a.k).step_by(STRETCH) {
             let end = (k0 + STRETCH).min(a.k);
-            for v0 in (0..4).step_by(NV) {
-                let mut acc = [[[V::splat_f(0.0); 2]; NV]; MR];
+            for part in 0..4 / NV * (2 / CHAINS) {
+                let (v0, first) = (part / (2 / CHAINS) * NV, part % (2 / CHAINS));
+                let odd = odd.as_mut_ptr().cast::<f32>();
+                let sum = |r: usize, v: usize, chain: usize| (if chain == 0 { a.out } else { odd }).add(r * PANEL + 16 * (v0 + v));
+                let mut acc = [[[V::splat_f(0.0); CHAINS]; NV]; MR];
                 for r in 0..MR {
                     for v in 0..NV {
-                        acc[r][v][0] = V::load_f(a.out.add(r * PANEL + 16 * (v0 + v)));
-                        acc[r][v][1] = V::load_f(odd[r].as_ptr().add(16 * (v0 + v)));
+                        for c in 0..CHAINS {
+                            acc[r][v][c] = V::load_f(sum(r, v, first + c));
+                        }
                     }
                 }
                 let mut k = k0;
                 while k + 1 < end {
-                    for parity in 0..2 {
-                        let w: [V::F; NV] = std::array::from_fn(|v| load(k + parity, v0 + v));
+                    if CHAINS == 1 {
+                        let share = 2 * PANEL * size * NV / 8;
+                        let next = (k0 + STRETCH) * PANEL * size + (part * STRETCH + k - k0) / 2 * share;
+                        V::prefetch(a.panel.wrapping_add(next));
+                    }
+                    for c in 0..CHAINS {
+                        let w: [V::F; NV] = std::array::from_fn(|v| load(k + first + c, v0 + v));
                         for r in 0..MR {
-                            let x = V::splat_f(*a.x[r].add(k + parity));
+                            let x = V::splat_f(*a.x[r].add(k + first + c));
                             for v in 0..NV {
-                                acc[r][v][parity] = V::fma(w[v], x, acc[r][v][parity]);
+                                acc[r][v][c] = V::fma(w[v], x, acc[r][v][c]);
                             }
                         }
                     }
                     k += 2;
                 }
-                if k < end {
+                if k < end && first == 0 {
                     for r in 0..MR {
                         let x = V::splat_f(*a.x[r].add(k));
                         for v in 0..NV {
@@ -92,8 +103,9 @@ pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usi
                 }
                 for r in 0..MR {
                     for v in 0..NV {
-                        V::store_f(a.out.add(r * PANEL + 16 * (v0 + v)), acc[r][v][0]);
-                        V::store_f(odd[r].as_mut_ptr().add(16 * (v0 + v)), acc[r][v][1]);
+                        for c in 0..CHAINS {
+                            V::store_f(sum(r, v, first + c), acc[r][v][c]);
+                        }
                     }
                 }
             }
