@@ -163,6 +163,12 @@ fn bench_serve_counts_what_the_server_counts() {
         }
         assert!(v["p99_tpot_ms"].is_number() && v["mean_ttft_ms"].as_f64().unwrap() > 0.0, "{v}");
     }
+    // tokens that have no text, as those of random weights, are counted where the server names them
+    let silent = r#"{"logit_bias": {"0": 100}"#;
+    let (code, _, err) = bench(&["--extra-body", &format!("{silent}}}")]);
+    assert!(code == 1 && err.contains("no text came") && err.contains("return_token_ids"), "{err}");
+    let (code, out, err) = bench(&["--extra-body", &format!("{silent}, \"return_token_ids\": true}}")]);
+    assert!(code == 0 && out.contains("Total generated tokens:                  30"), "{out}{err}");
     // a server that refuses is no success
     let (code, _, err) = bench(&["--extra-body", "{\"temperature\": 9}"]);
     assert!(code == 1 && err.contains("temperature") && err.contains("no request succeeded"), "{err}");

@@ -106,7 +106,8 @@ fn one(load: &Load, body: &Value, begin: Instant) -> Outcome {
         }
         let choice = &value["choices"][0];
         let text = choice["text"].as_str().or_else(|| choice["delta"]["content"].as_str()).unwrap_or_default();
-        if !text.is_empty() {
+        // tokens may have no text; they are seen where the server names them
+        if !text.is_empty() || choice["token_ids"].as_array().is_some_and(|ids| !ids.is_empty()) {
             let now = Instant::now();
             match last {
                 None => out.first = (now - sent).as_secs_f64(),
@@ -122,7 +123,8 @@ fn one(load: &Load, body: &Value, begin: Instant) -> Outcome {
     } else if !whole {
         out.error.get_or_insert_with(|| "the stream ended without [DONE]".into());
     } else if last.is_none() {
-        out.error.get_or_insert_with(|| "no text came".into());
+        let remedy = r#"tokens without text are counted with --extra-body '{"return_token_ids": true}'"#;
+        out.error.get_or_insert_with(|| format!("no text came; {remedy}"));
     }
     out.latency = last.map_or(0.0, |l| (l - sent).as_secs_f64());
     if out.output == 0 {
