@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 /// Says with which settings the files were made.
 const STATE: &str = "state.json";
+/// How the name of a finished part's report ends.
+const REPORT: &str = "report";
 /// The target as it grows.
 const MADE: &str = "made";
 /// The key of a config that says that the output head is the embedding.
@@ -54,6 +56,10 @@ impl Workspace {
                 Err(e) => return Err(damaged(&this.path.join(STATE), "the settings of the work that was begun", e.to_string())),
             },
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(QuantizeError::io(&this.path.join(STATE), e)),
+            // a layer is kept only after the settings were
+            Err(_) if resume && this.has_parts() => {
+                return Err(damaged(&this.path.join(STATE), "the settings of the work that was begun", "no such file".into()));
+            }
             _ => None,
         };
         match found {
@@ -77,6 +83,12 @@ impl Workspace {
         std::fs::create_dir_all(&this.path).map_err(|e| QuantizeError::io(&this.path, e))?;
         this.write(STATE, format!("{:#}\n", json!({"settings": settings})).as_bytes())?;
         Ok(this)
+    }
+
+    /// Whether there is a report of a finished part.
+    fn has_parts(&self) -> bool {
+        let report = |entry: std::io::Result<std::fs::DirEntry>| entry.is_ok_and(|e| e.path().extension().is_some_and(|x| x == REPORT));
+        std::fs::read_dir(&self.path).is_ok_and(|mut entries| entries.any(report))
     }
 
     /// Writes a file as a whole: under another name first.
@@ -179,7 +191,7 @@ impl Workspace {
     }
 
     fn report(part: &str) -> String {
-        format!("{part}.report")
+        format!("{part}.{REPORT}")
     }
 
     fn file(part: &str) -> String {

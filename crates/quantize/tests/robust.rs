@@ -342,6 +342,11 @@ fn damaged_work_is_not_taken_up_again() {
         assert!(error.contains(name.as_str()) && error.contains("--resume"), "{name}: {error}");
         std::fs::write(&path, bytes).unwrap();
     }
+    // nor is it made anew without a word where the settings are gone
+    std::fs::remove_file(workspace(&out).join("state.json")).unwrap();
+    let error = quantize(&job(true), &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("state.json") && error.contains("--resume"), "{error}");
+    std::fs::write(workspace(&out).join("state.json"), &kept["state.json"]).unwrap();
     // what a break leaves unfinished is made anew
     for name in ["layer-00001.safetensors", "layer-00001.rows.partial", "state.json.partial"] {
         std::fs::write(workspace(&out).join(name), "half").unwrap();
