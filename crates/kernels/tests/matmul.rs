@@ -72,8 +72,9 @@ fn check(spec: &Spec, ms: &[usize]) {
                 );
             }
             for isa in Isa::available() {
-                // one row has kernels for panels one by one and for pairs
-                for pairs in [false, true].into_iter().take(if m == 1 { 2 } else { 1 }) {
+                // one row has kernels for panels one by one and, there, for pairs
+                let both = m == 1 && matches!(isa, Isa::Avx512 | Isa::Amx);
+                for pairs in [false, true].into_iter().take(if both { 2 } else { 1 }) {
                     let y = run_on(&Backend::new(isa, 1 + m % 3).unwrap().in_pairs(pairs), &weight, &x, m, a);
                     let same = y.iter().zip(&twin).position(|(a, b)| a.to_bits() != b.to_bits());
                     assert_eq!(same, None, "{spec:?} {a:?} m={m} {isa:?} pairs={pairs}: differs from the scalar twin");
@@ -200,7 +201,7 @@ fn dense_weights() {
             packed.column(n - 1, &mut column);
             assert_eq!(column, stored[(n - 1) * k..]);
             let weight = Weight::Dense(Arc::new(packed));
-            for m in [1, 2, 3, 5, 7, 12, 16, 17] {
+            for m in [1, 2, 3, 5, 7, 16, 17] {
                 let x = rng.floats(m * k);
                 let twin: Vec<f32> = x.chunks(k).flat_map(|row| run(Isa::Scalar, 1, &weight, row, 1, Activations::Exact)).collect();
                 for isa in Isa::available() {
