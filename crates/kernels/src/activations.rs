@@ -87,25 +87,24 @@ impl<'a> Input<'a> {
     where
         'a: 'r,
     {
-        match *self {
-            Input::Rows(x) => return &x[i * k..(i + 1) * k],
-            // SAFETY: the table's instruction set is available; the kernel checks lengths.
-            Input::Normed { rows, weight, eps } => unsafe { (kernels.rms_norm)(&rows[i * k..(i + 1) * k], weight, eps, room) },
-            Input::Gated { gate, up, stride } => {
-                room.copy_from_slice(&gate[i * stride..i * stride + k]);
-                // SAFETY: as above.
-                unsafe { (kernels.silu_mul)(room, &up[i * stride..i * stride + k]) };
-            }
+        if let Input::Rows(x) = *self {
+            return &x[i * k..(i + 1) * k];
         }
+        self.make(kernels, i, room);
         room
     }
 
-    /// Row `i` in `out`.
+    /// Row `i` in `out`, K floats.
     pub(crate) fn make(&self, kernels: &Kernels, i: usize, out: &mut [f32]) {
+        let k = out.len();
         match *self {
-            Input::Rows(x) => out.copy_from_slice(&x[i * out.len()..(i + 1) * out.len()]),
-            _ => {
-                self.row(kernels, i, out.len(), out);
+            Input::Rows(x) => out.copy_from_slice(&x[i * k..(i + 1) * k]),
+            // SAFETY: the table's instruction set is available; the kernel checks lengths.
+            Input::Normed { rows, weight, eps } => unsafe { (kernels.rms_norm)(&rows[i * k..(i + 1) * k], weight, eps, out) },
+            Input::Gated { gate, up, stride } => {
+                out.copy_from_slice(&gate[i * stride..i * stride + k]);
+                // SAFETY: as above.
+                unsafe { (kernels.silu_mul)(out, &up[i * stride..i * stride + k]) };
             }
         }
     }

@@ -254,8 +254,12 @@ impl Backend {
         let in_one_go = bytes / (CLAIMS * self.threads());
         let claim = if end - first == 1 { in_one_go.max(CHUNK_BYTES) } else { CHUNK_BYTES };
         let step = (claim / weight.panel_bytes().max(1)).clamp(1, panels);
-        let pair = end - first == 1 && self.pair(weight, activations.planes(), all.tiles[first].rows).is_some();
-        let step = if pair { step.next_multiple_of(2) } else { step };
+        let step = match weight {
+            Weight::Quantized(w) if end - first == 1 && self.pair(w, activations.planes(), all.tiles[first].rows).is_some() => {
+                step.next_multiple_of(2)
+            }
+            _ => step,
+        };
         for tile in (first..end).step_by(at_once) {
             let tiles = (tile, (tile + at_once).min(end));
             chunks.extend((0..panels).step_by(step).map(|from| Chunk { panels: (from, (from + step).min(panels)), tiles, ..whole }));
@@ -274,34 +278,30 @@ impl Backend {
         self.pool.run(chunks.len(), &|i: usize| {
             let c = chunks[i];
             let Some(to) = place(c.product) else { return };
-            let mut first = c.panels.0;
-            if let (Weight::Quantized(w), 1) = (to.weight, c.tiles.1 - c.tiles.0) {
-                let input = &inputs[c.input];
-                if let Some(kernel) = self.pair(to.weight, input.planes, input.tiles[c.tiles.0].rows) {
-                    first = self.quantized_pairs(kernel, w, input, c, &to);
-                }
-            }
-            for p in first..c.panels.1 {
-                match to.weight {
-                    Weight::Quantized(w) => {
-                        let input = &inputs[c.input];
-                        match input.order {
-                            DigitOrder::Quads => self.quantized_panel(w, input, c.tiles, p, &to),
-                            DigitOrder::Steps => self.quantized_bands(w, input, c.tiles, p, &to),
-                        }
-                    }
-                    Weight::Dense(w) => self.dense_panel(w, &dense_tiles[c.tiles.0..c.tiles.1], p, &to),
+            match to.weight {
+                Weight::Quantized(w) => self.quantized(w, &inputs[c.input], c, &to),
+                Weight::Dense(w) => {
+                    (c.panels.0..c.panels.1).for_each(|p| self.dense_panel(w, &dense_tiles[c.tiles.0..c.tiles.1], p, &to));
                 }
             }
         });
     }
 
-    /// The kernel for pairs of panels of `weight`, where they are to be taken so.
-    fn pair(&self, weight: &Weight, planes: usize, rows: usize) -> Option<TileFn> {
-        match weight {
-            Weight::Quantized(w) if self.pairs && rows == 1 => (self.kernels.pair)(w.panel_bits, planes),
-            _ => None,
+    fn quantized(&self, w: &PackedMatrix, input: &QuantizedInput, c: Chunk, to: &Place<'_>) {
+        let rows = input.tiles[c.tiles.0].rows;
+        let kernel = if c.tiles.1 - c.tiles.0 == 1 { self.pair(w, input.planes, rows) } else { None };
+        let first = kernel.map_or(c.panels.0, |kernel| self.quantized_pairs(kernel, w, input, c, to));
+        for p in first..c.panels.1 {
+            match input.order {
+                DigitOrder::Quads => self.quantized_panel(w, input, c.tiles, p, to),
+                DigitOrder::Steps => self.quantized_bands(w, input, c.tiles, p, to),
+            }
         }
+    }
+
+    /// The kernel for a tile of so many rows and pairs of panels of `w`, where they are to be taken so.
+    fn pair(&self, w: &PackedMatrix, planes: usize, rows: usize) -> Option<TileFn> {
+        if self.pairs && rows == 1 { (self.kernels.pair)(w.panel_bits, planes) } else { None }
     }
 
     /// Multiplies one row with the panels of the first half of a chunk, each beside the one as far into the second half:
@@ -326,6 +326,7 @@ impl Backend {
         let mut result = [MaybeUninit::<f32>::uninit(); PANEL * MAX_ROWS];
         for (i, t) in input.tiles[tiles.0..tiles.1].iter().enumerate() {
             let kernel = (self.kernels.tile)(w.panel_bits, input.planes, t.rows).expect("tiles are cut to sizes that have kernels");
+            assert!(t.rows <= MAX_ROWS, "no kernel has more rows");
             let first = to.out.at((t.start - to.first) * w.out_features + p * PANEL);
             let target = Target { first, rows: t.count, stride: w.out_features };
             let args = TileArgs { target, ..tile_args(w, p, input, t, result.as_mut_ptr().cast(), i == 0) };
