@@ -247,7 +247,8 @@ impl Backend {
         let at_once = tiles_at_once(all.tiles[first..end].first().map_or(1, |t| t.rows), row_bytes);
         // a band kernel unpacks codes for all its tiles once
         let at_once = match (all.order, at_once) {
-            (DigitOrder::Quads, _) => at_once,
+            // each time as many: the weight is read again for each
+            (DigitOrder::Quads, _) => (end - first).div_ceil((end - first).div_ceil(at_once).max(1)),
             (DigitOrder::Steps, ..BAND_TILES) => at_once.max(2),
             (DigitOrder::Steps, _) => at_once / BAND_TILES * BAND_TILES,
         };
@@ -328,11 +329,17 @@ impl Backend {
             let kernel = (self.kernels.tile)(w.panel_bits, input.planes, t.rows).expect("tiles are cut to sizes that have kernels");
             assert!(t.rows <= MAX_ROWS, "no kernel has more rows");
             let first = to.out.at((t.start - to.first) * w.out_features + p * PANEL);
-            let target = Target { first, rows: t.count, stride: w.out_features };
+            let whole = t.count == t.rows && (p + 1) * PANEL <= w.out_features;
+            let direct = whole && w.bias.is_none() && !to.add;
+            let target = Target { first, rows: t.count, stride: w.out_features, direct };
             let args = TileArgs { target, ..tile_args(w, p, input, t, result.as_mut_ptr().cast(), i == 0) };
             // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
-            // activations were quantized for the same blocks, and `result` holds MAX_ROWS rows.
+            // activations were quantized for the same blocks, and `result` holds MAX_ROWS rows. A target that the kernel
+            // writes holds all rows of the tile and 64 columns, which no other chunk has.
             unsafe { kernel(&args) };
+            if direct && !w.blocks.is_empty() {
+                continue;
+            }
             // SAFETY: the kernel has written so many rows.
             let result = unsafe { std::slice::from_raw_parts(result.as_ptr().cast::<f32>(), PANEL * t.rows) };
             store(result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
@@ -451,7 +458,7 @@ fn tile_args<'a>(w: &'a PackedMatrix, p: usize, input: &QuantizedInput, tile: &T
         x_sums: sums.as_ptr(),
         other: 0,
         out,
-        target: Target { first: std::ptr::null(), rows: 0, stride: 0 },
+        target: Target { first: std::ptr::null_mut(), rows: 0, stride: 0, direct: false },
         fresh,
     }
 }

@@ -4,6 +4,27 @@
 //! the same order everywhere: its results are the same to the last bit whether a lane set is one 512-bit register, two
 //! of 256 bits or an array.
 
+/// One number of sixteen: each of the first half with that of the second, and so on. The lengths are written out, because
+/// the compiler unrolls no loop whose bounds come from an array.
+macro_rules! by_halves {
+    ($lanes:expr, |$a:ident, $b:ident| $join:expr) => {{
+        let v: [f32; 16] = $lanes;
+        let v: [f32; 8] = by_halves!(v, 8, |$a, $b| $join);
+        let v: [f32; 4] = by_halves!(v, 4, |$a, $b| $join);
+        let v: [f32; 2] = by_halves!(v, 2, |$a, $b| $join);
+        let [v]: [f32; 1] = by_halves!(v, 1, |$a, $b| $join);
+        v
+    }};
+    ($v:ident, $half:literal, |$a:ident, $b:ident| $join:expr) => {{
+        let mut half = [0.0f32; $half];
+        for i in 0..$half {
+            let ($a, $b) = ($v[i], $v[i + $half]);
+            half[i] = $join;
+        }
+        half
+    }};
+}
+
 /// Sixteen 32-bit lanes. `I` holds integers (or 64 bytes), `F` floats.
 ///
 /// # Safety
@@ -114,19 +135,19 @@ pub(crate) trait Vector: Copy {
     #[inline(always)]
     unsafe fn sum(a: Self::F) -> f32 {
         // SAFETY: the caller's instruction set.
-        let mut v = unsafe { Self::lanes(a) };
-        for step in [8, 4, 2, 1] {
-            for i in 0..step {
-                v[i] += v[i + step];
-            }
-        }
-        v[0]
+        by_halves!(unsafe { Self::lanes(a) }, |a, b| a + b)
     }
-    /// The largest lane.
+    /// The sum of the lanes, which wraps.
+    #[inline(always)]
+    unsafe fn sum_lanes(a: Self::I) -> i32 {
+        // SAFETY: the caller's instruction set.
+        let v = unsafe { Self::lanes(Self::bits_f(a)) };
+        v.iter().fold(0, |sum, x| x.to_bits().cast_signed().wrapping_add(sum))
+    }
+    /// The largest lane, if none is NaN.
     #[inline(always)]
     unsafe fn max_lane(a: Self::F) -> f32 {
         // SAFETY: the caller's instruction set.
-        let v = unsafe { Self::lanes(a) };
-        v.iter().fold(v[0], |m, &x| if x > m { x } else { m })
+        by_halves!(unsafe { Self::lanes(a) }, |a, b| if a > b { a } else { b })
     }
 }

@@ -16,6 +16,7 @@
 //! was cut. States of two stretches of pages are joined by [`merge`].
 
 use super::math::exp;
+use super::opaque;
 use crate::arch::vector::Vector;
 use crate::kv::{BLOCK, E2M1, INT4, KvType};
 use std::ops::Range;
@@ -203,10 +204,14 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
         };
         let any = (0..MR).map(seen).filter(|s| !s.is_empty()).reduce(|x, y| x.start.min(y.start)..x.end.max(y.end));
         let Some(any) = any else { continue };
+        let tokens = within(any, page);
         let has_own = scaled(E) && a.own.0 / BLOCKS == page;
         // SAFETY: by the contract above; every offset lies inside its block, its tile or its state.
         unsafe {
             for v0 in (0..BLOCKS).step_by(NV) {
+                if v0 * BLOCK >= tokens.end || (v0 + NV) * BLOCK <= tokens.start {
+                    continue;
+                }
                 // past the last block the scores of any other do: nobody sees them
                 let parts: [*const u8; NV] = std::array::from_fn(|v| a.blocks[(page * BLOCKS + v0 + v).min(a.blocks.len() - 1)]);
                 let keys = std::array::from_fn(|v| parts[v].add(a.keys_at));
@@ -217,18 +222,8 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
                 // in place of what the codes of the block gave, which may not be there yet
                 scores::<V, { KvType::F16 as u8 }, MR, 1>(a, [a.own.1], [a.own.1], a.own.0 % BLOCKS, &mut weights);
             }
-            let mut keep = [1.0f32; MR];
-            for r in 0..MR {
-                let s = seen(r);
-                if s.is_empty() {
-                    weights[r] = [0.0; PAGE];
-                    continue;
-                }
-                let [max, sum] = &mut *a.stats.add(r);
-                keep[r] = softmax::<V>(&mut weights[r], s.start - page * PAGE..s.end - page * PAGE, max, sum);
-            }
+            let keep = softmax::<V, MR>(&mut weights, std::array::from_fn(|r| within(seen(r), page)), a.stats);
             let store = std::array::from_fn(|r| !seen(r).is_empty());
-            let tokens = any.start - page * PAGE..any.end - page * PAGE;
             if scaled(E) {
                 for block in tokens.start / BLOCK..tokens.end.div_ceil(BLOCK) {
                     if has_own && page * BLOCKS + block == a.own.0 {
@@ -255,33 +250,79 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
     }
 }
 
-/// Turns the scores of one row and page into weights under the new maximum, adds them to the sum and returns what the
-/// old sums are to be multiplied with. Tokens outside `seen` weigh exactly nothing.
+/// Positions, none of them before a page, numbered from its beginning.
+fn within(positions: Range<usize>, page: usize) -> Range<usize> {
+    if positions.is_empty() { 0..0 } else { positions.start - page * PAGE..positions.end - page * PAGE }
+}
+
+/// Writes `value` to what is not seen. A loop over all of them, which becomes a few vectors; a call to fill a few bytes would
+/// cost more.
 #[inline(always)]
-unsafe fn softmax<V: Vector>(scores: &mut [f32; PAGE], seen: Range<usize>, max: &mut f32, sum: &mut f32) -> f32 {
-    scores[..seen.start].fill(LOWEST);
-    scores[seen.end..].fill(LOWEST);
-    // SAFETY: a row has four vectors; the caller's instruction set.
+fn outside(scores: &mut [f32; PAGE], seen: &Range<usize>, value: f32) {
+    let (from, to) = (seen.start as u32, seen.end as u32);
+    if (from, to) != (0, PAGE as u32) {
+        for i in 0..PAGE as u32 {
+            let place = &mut scores[i as usize];
+            *place = if (from..to).contains(&i) { *place } else { value };
+        }
+    }
+}
+
+/// Turns the scores of a page into weights under the new maxima of their rows, adds them to the rows' sums and returns what
+/// the old sums are to be multiplied with. Tokens outside `seen` weigh exactly nothing; a row that sees none stays as it is.
+///
+/// One thing after another for all rows: what a row waits for, the others hide.
+///
+/// # Safety
+/// The instruction set of `V`; `stats` has `MR` entries.
+#[inline(always)]
+unsafe fn softmax<V: Vector, const MR: usize>(
+    scores: &mut [[f32; PAGE]; MR],
+    seen: [Range<usize>; MR],
+    stats: *mut [f32; 2],
+) -> [f32; MAX_ROWS.next_multiple_of(16)] {
+    // SAFETY: a row has four vectors, `stats` an entry for it; the caller's instruction set.
     unsafe {
-        let at = scores.as_mut_ptr();
-        let mut largest = V::splat_f(*max);
-        for v in 0..4 {
-            largest = V::max_f(V::load_f(at.add(16 * v)), largest);
+        // exp(0) is 1
+        let mut change = [0.0f32; MAX_ROWS.next_multiple_of(16)];
+        let mut levels = [0.0f32; MR];
+        for r in 0..MR {
+            if seen[r].is_empty() {
+                continue;
+            }
+            outside(&mut scores[r], &seen[r], LOWEST);
+            let [max, _] = &mut *stats.add(r);
+            let mut largest = V::splat_f(*max);
+            for v in 0..4 {
+                largest = V::max_f(V::load_f(scores[r].as_ptr().add(16 * v)), largest);
+            }
+            levels[r] = V::max_lane(largest);
+            change[r] = *max - levels[r];
+            *max = levels[r];
         }
-        let largest = V::max_lane(largest);
-        let keep = V::lanes(exp::<V>(V::splat_f(*max - largest)))[0];
-        let level = V::splat_f(largest);
-        for v in 0..4 {
-            V::store_f(at.add(16 * v), exp::<V>(V::sub_f(V::load_f(at.add(16 * v)), level)));
+        let mut keep = [0.0f32; MAX_ROWS.next_multiple_of(16)];
+        V::store_f(keep.as_mut_ptr(), exp::<V>(V::load_f(change.as_ptr())));
+        for r in 0..MR {
+            let level = V::splat_f(levels[r]);
+            for v in 0..4 {
+                let at = scores[r].as_mut_ptr().add(16 * v);
+                V::store_f(at, exp::<V>(V::sub_f(V::load_f(at), level)));
+            }
         }
-        scores[..seen.start].fill(0.0);
-        scores[seen.end..].fill(0.0);
-        let mut total = V::load_f(at);
-        for v in 1..4 {
-            total = V::add_f(total, V::load_f(at.add(16 * v)));
+        for r in 0..MR {
+            if seen[r].is_empty() {
+                scores[r] = [0.0; PAGE];
+                continue;
+            }
+            outside(&mut scores[r], &seen[r], 0.0);
+            let at = scores[r].as_ptr();
+            let mut total = V::load_f(at);
+            for v in 1..4 {
+                total = V::add_f(total, V::load_f(at.add(16 * v)));
+            }
+            let [_, sum] = &mut *stats.add(r);
+            *sum = sum.mul_add(keep[r], V::sum(total));
         }
-        *max = largest;
-        *sum = sum.mul_add(keep, V::sum(total));
         keep
     }
 }
@@ -294,10 +335,11 @@ unsafe fn add_token<V: Vector, const MR: usize, const NV: usize>(
     value: [V::F; NV],
     acc: &mut [[V::F; NV]; MR],
 ) {
+    let column = opaque(weights.as_ptr().cast::<f32>().wrapping_add(token));
     for r in 0..MR {
-        // SAFETY: arithmetic on lanes.
+        // SAFETY: the weight of this row and token; arithmetic on lanes.
         unsafe {
-            let weight = V::splat_f(weights[r][token]);
+            let weight = V::splat_f(*column.add(r * PAGE));
             for v in 0..NV {
                 acc[r][v] = V::fma(weight, value[v], acc[r][v]);
             }
@@ -358,7 +400,7 @@ unsafe fn add_values<V: Vector, const E: u8, const MR: usize, const NV: usize>(
     tokens: Range<usize>,
     d0: usize,
     weights: &[[f32; PAGE]; MR],
-    keep: &[f32; MR],
+    keep: &[f32],
     store: &[bool; MR],
 ) {
     // SAFETY: by the contract above.

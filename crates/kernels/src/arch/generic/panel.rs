@@ -44,23 +44,25 @@ pub(crate) struct TileArgs<'a> {
     pub x_sums: *const i32,
     /// Bytes from the panel to the other one of a pair, for a kernel of pairs.
     pub other: usize,
-    /// Result, `[MR][64]`, of a pair one after the other.
+    /// Sums over blocks, `[MR][64]`, of a pair one after the other; the result, unless it goes to the target at once.
     pub out: *mut f32,
-    /// Where the result will be copied: a tile kernel asks for it beforehand, so that the copy need not wait for memory.
+    /// Where the result will be: a tile kernel asks for it beforehand, so that writing it need not wait for memory.
     pub target: Target,
     /// Whether the panel comes from memory: the first tile asks for what lies ahead, later ones find it in a cache.
     pub fresh: bool,
 }
 
-/// The rows of 64 columns that a result is copied to.
+/// The rows of 64 columns where a result will be.
 #[derive(Clone, Copy)]
 pub(crate) struct Target {
-    /// The first one; any address.
-    pub first: *const f32,
+    /// The first one; any address, if the kernel is not to write it.
+    pub first: *mut f32,
     /// How many there are.
     pub rows: usize,
     /// Floats from one to the next.
     pub stride: usize,
+    /// Whether the kernel writes the result there, `MR` rows, instead of to `out`.
+    pub direct: bool,
 }
 
 /// Lines of 64 bytes in a chunk.
@@ -176,11 +178,6 @@ pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: 
         for i in 0..MR * vectors {
             V::store_f(a.out.add(16 * i), V::splat_f(0.0));
         }
-        for r in 0..a.target.rows {
-            for v in 0..VECTORS {
-                V::prefetch(a.target.first.wrapping_add(r * a.target.stride + 16 * v).cast());
-            }
-        }
         // the bytes to the panel that vector v of a pair is in, and which one it is there
         let panel = |v: usize| if v < VECTORS { (0, v) } else { (a.other, v - VECTORS) };
         for (b, block) in a.blocks.iter().enumerate() {
@@ -189,6 +186,13 @@ pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: 
             let x = a.x.add(block.x_quads * P * MR);
             let plane = block.padded_quads() * MR;
             let sum = |kind: usize, r: usize| *a.x_sums.add((b * sum_kinds + kind) * MR + r);
+            let last = b + 1 == a.blocks.len();
+            for r in 0..if last { a.target.rows } else { 0 } {
+                for v in 0..VECTORS {
+                    V::prefetch(a.target.first.wrapping_add(r * a.target.stride + 16 * v).cast());
+                }
+            }
+            let (to, stride) = if last && a.target.direct { (a.target.first, a.target.stride) } else { (a.out, PANEL) };
             for v0 in (0..vectors).step_by(NV) {
                 let mut d = [[V::splat_f(0.0); NV]; MR];
                 if SEQ {
@@ -296,10 +300,11 @@ pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: 
                 for v in 0..NV {
                     let (other, at) = panel(v0 + v);
                     let s = scales::<V>(a, head.add(other), at);
+                    let (pair, column) = ((v0 + v) / VECTORS * MR * PANEL, 16 * at);
                     for r in 0..MR {
-                        let out = a.out.add(((v0 + v) / VECTORS * MR + r) * PANEL + 16 * at);
-                        let scale = V::mul_f(s, V::splat_f(*a.x_scales.add(b * MR + r)));
-                        V::store_f(out, V::fma(d[r][v], scale, V::load_f(out)));
+                        let x_scale = V::splat_f(*a.x_scales.add(b * MR + r));
+                        let sum = V::load_f(a.out.add(pair + r * PANEL + column));
+                        V::store_f(to.add(pair + r * stride + column), V::fma(d[r][v], V::mul_f(s, x_scale), sum));
                     }
                 }
             }

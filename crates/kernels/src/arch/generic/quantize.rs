@@ -123,16 +123,23 @@ pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
         (max.max(last_max), nan + last_nan)
     });
     for (b, block) in a.blocks.iter().enumerate() {
-        let mut values = [0.0f32; 128];
         let source = block.k..block.k + block.len;
-        match a.permutation {
-            None => values[..block.len].copy_from_slice(&a.x[source]),
-            Some(p) => values.iter_mut().zip(&p[source]).for_each(|(v, &k)| *v = a.x[k as usize]),
-        }
-        let vectors = block.len.div_ceil(16);
-        // SAFETY: `values` holds eight vectors; outputs by the contract above.
+        let mut room = [0.0f32; 128];
+        let values = match a.permutation {
+            None if block.len.is_multiple_of(16) => &a.x[source],
+            None => {
+                room[..block.len].copy_from_slice(&a.x[source]);
+                &room[..block.len.next_multiple_of(16)]
+            }
+            Some(p) => {
+                room.iter_mut().zip(&p[source]).for_each(|(v, &k)| *v = a.x[k as usize]);
+                &room[..block.len.next_multiple_of(16)]
+            }
+        };
+        let vectors = values.len() / 16;
+        // SAFETY: `values` holds so many vectors; outputs by the contract above.
         unsafe {
-            let (amax, nan) = of_row.unwrap_or_else(|| largest::<V>(&values[..16 * vectors]));
+            let (amax, nan) = of_row.unwrap_or_else(|| largest::<V>(values));
             let finite = nan == 0.0;
             let usable = finite && amax >= 7.9e-31;
             let inverse = if usable { LIMIT[P - 1] / amax } else { 0.0 };
@@ -145,7 +152,8 @@ pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
 
             let places = a.order.places(block, P, a.rows);
             let base = a.planes.add(places.block + a.row * places.row);
-            let (mut low_sum, mut top_sum) = (0i32, 0i32);
+            // of the digits below the top one of three, and of that one
+            let (mut low_sums, mut top_sums) = (V::splat_i(0), V::splat_i(0));
             for i in 0..places.quads / 4 {
                 let mut v = V::splat_i(0);
                 if i < vectors && usable {
@@ -153,21 +161,19 @@ pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
                 }
                 let half = V::splat_i(128);
                 let mut digits = [V::low_bytes(v); 3];
+                let mut low = v;
                 if P > 1 {
                     let v1 = V::sar_i::<8>(V::add_i(v, half));
                     digits[1] = V::low_bytes(v1);
                     if P > 2 {
-                        digits[2] = V::low_bytes(V::sar_i::<8>(V::add_i(v1, half)));
+                        let v2 = V::sar_i::<8>(V::add_i(v1, half));
+                        digits[2] = V::low_bytes(v2);
+                        top_sums = V::add_i(top_sums, v2);
+                        low = V::add_i(v, V::mul_i(v2, V::splat_i(-65536)));
                     }
                 }
+                low_sums = V::add_i(low_sums, low);
                 for (p, digits) in digits.iter().enumerate().take(P) {
-                    let weight = [1, 256, 1][p];
-                    let sum: i32 = digits.iter().map(|&d| i32::from(d as i8)).sum();
-                    if p == 2 {
-                        top_sum += sum;
-                    } else {
-                        low_sum += sum * weight;
-                    }
                     let (dwords, _) = digits.as_chunks::<4>();
                     let place = base.add(p * places.plane + i / 4 * places.run + i % 4 * 4 * places.quad);
                     for (q, dword) in dwords.iter().enumerate() {
@@ -175,9 +181,9 @@ pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
                     }
                 }
             }
-            *a.sums.add(b * sum_kinds * a.rows + a.row) = low_sum;
+            *a.sums.add(b * sum_kinds * a.rows + a.row) = V::sum_lanes(low_sums);
             if P == 3 {
-                *a.sums.add((b * sum_kinds + 1) * a.rows + a.row) = top_sum;
+                *a.sums.add((b * sum_kinds + 1) * a.rows + a.row) = V::sum_lanes(top_sums);
             }
         }
     }
