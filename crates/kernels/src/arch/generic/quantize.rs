@@ -1,7 +1,7 @@
 //! Activations to integers: one scale a block, 1 to 3 balanced base-256 digits a value.
 
 use crate::arch::vector::Vector;
-use crate::pack::{BlockAt, STEP};
+use crate::pack::{BLOCK, BlockAt, STEP};
 use billfish_tensor::ActivationScale;
 
 /// Largest integer of each precision: the largest whose top digit still fits a signed byte.
@@ -104,6 +104,10 @@ unsafe fn largest<V: Vector>(values: &[f32]) -> (f32, f32) {
     }
 }
 
+/// Blocks whose scales are found before any of their digits: one waits for the largest of its values and a division, several
+/// do so together.
+const AHEAD: usize = 16;
+
 /// Quantizes one row: `scale = amax / LIMIT`, `v = round(x * (LIMIT / amax))`, ties to even, `amax` being that of the
 /// block or, if the weight asks for it and there is one plane, of the row. A block that holds an infinity or a NaN gets a
 /// NaN scale, so that the result is NaN too; one too small to invert (below 2^-100) counts as 0.
@@ -113,7 +117,6 @@ unsafe fn largest<V: Vector>(values: &[f32]) -> (f32, f32) {
 /// what their docs say.
 #[inline(always)]
 pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
-    let sum_kinds = if P == 3 { 2 } else { 1 };
     let of_row = (P == 1 && a.scale == ActivationScale::Token).then(|| {
         let (whole, rest) = a.x.split_at(a.x.len() / 16 * 16);
         let mut last = [0.0; 16];
@@ -122,69 +125,93 @@ pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
         let ((max, nan), (last_max, last_nan)) = unsafe { (largest::<V>(whole), largest::<V>(&last)) };
         (max.max(last_max), nan + last_nan)
     });
-    for (b, block) in a.blocks.iter().enumerate() {
-        let source = block.k..block.k + block.len;
-        let mut room = [0.0f32; 128];
-        let values = match a.permutation {
-            None if block.len.is_multiple_of(16) => &a.x[source],
-            None => {
-                room[..block.len].copy_from_slice(&a.x[source]);
-                &room[..block.len.next_multiple_of(16)]
-            }
-            Some(p) => {
-                room.iter_mut().zip(&p[source]).for_each(|(v, &k)| *v = a.x[k as usize]);
-                &room[..block.len.next_multiple_of(16)]
-            }
-        };
-        let vectors = values.len() / 16;
-        // SAFETY: `values` holds so many vectors; outputs by the contract above.
-        unsafe {
-            let (amax, nan) = of_row.unwrap_or_else(|| largest::<V>(values));
+    let mut room = [[0.0f32; BLOCK]; AHEAD];
+    for (first, blocks) in (0..).step_by(AHEAD).zip(a.blocks.chunks(AHEAD)) {
+        let mut values: [&[f32]; AHEAD] = [&[]; AHEAD];
+        let mut found = [(0.0f32, 0.0f32); AHEAD];
+        for (((values, found), room), block) in values.iter_mut().zip(&mut found).zip(&mut room).zip(blocks) {
+            *values = gathered(a, block, room);
+            // SAFETY: the caller's instruction set.
+            *found = unsafe { of_row.unwrap_or_else(|| largest::<V>(values)) };
+        }
+        let mut inverses = [0.0f32; AHEAD];
+        for (i, (amax, nan)) in found.into_iter().enumerate().take(blocks.len()) {
             let finite = nan == 0.0;
             let usable = finite && amax >= 7.9e-31;
-            let inverse = if usable { LIMIT[P - 1] / amax } else { 0.0 };
+            inverses[i] = if usable { LIMIT[P - 1] / amax } else { 0.0 };
             let scale = match (finite, usable) {
                 (false, _) => f32::NAN,
                 (true, true) => amax / LIMIT[P - 1],
                 (true, false) => 0.0,
             };
-            *a.scales.add(b * a.rows + a.row) = scale;
+            // SAFETY: there is a scale for each block and row.
+            unsafe { *a.scales.add((first + i) * a.rows + a.row) = scale };
+        }
+        for (i, block) in blocks.iter().enumerate() {
+            // SAFETY: by the contract above.
+            unsafe { digits::<V, P>(a, first + i, block, values[i], inverses[i]) };
+        }
+    }
+}
 
-            let places = a.order.places(block, P, a.rows);
-            let base = a.planes.add(places.block + a.row * places.row);
-            // of the digits below the top one of three, and of that one
-            let (mut low_sums, mut top_sums) = (V::splat_i(0), V::splat_i(0));
-            for i in 0..places.quads / 4 {
-                let mut v = V::splat_i(0);
-                if i < vectors && usable {
-                    v = V::to_i(V::mul_f(V::load_f(values.as_ptr().add(16 * i)), V::splat_f(inverse)));
-                }
-                let half = V::splat_i(128);
-                let mut digits = [V::low_bytes(v); 3];
-                let mut low = v;
-                if P > 1 {
-                    let v1 = V::sar_i::<8>(V::add_i(v, half));
-                    digits[1] = V::low_bytes(v1);
-                    if P > 2 {
-                        let v2 = V::sar_i::<8>(V::add_i(v1, half));
-                        digits[2] = V::low_bytes(v2);
-                        top_sums = V::add_i(top_sums, v2);
-                        low = V::add_i(v, V::mul_i(v2, V::splat_i(-65536)));
-                    }
-                }
-                low_sums = V::add_i(low_sums, low);
-                for (p, digits) in digits.iter().enumerate().take(P) {
-                    let (dwords, _) = digits.as_chunks::<4>();
-                    let place = base.add(p * places.plane + i / 4 * places.run + i % 4 * 4 * places.quad);
-                    for (q, dword) in dwords.iter().enumerate() {
-                        *place.add(q * places.quad) = i32::from_le_bytes(*dword);
-                    }
+/// The values of a block, filled up with zeros to a multiple of sixteen: in place if they stand so, else in `room`.
+#[inline(always)]
+fn gathered<'v>(a: &QuantizeArgs<'v>, block: &BlockAt, room: &'v mut [f32; BLOCK]) -> &'v [f32] {
+    let source = block.k..block.k + block.len;
+    match a.permutation {
+        None if block.len.is_multiple_of(16) => return &a.x[source],
+        None => room[..block.len].copy_from_slice(&a.x[source]),
+        Some(p) => room.iter_mut().zip(&p[source]).for_each(|(v, &k)| *v = a.x[k as usize]),
+    }
+    let whole = block.len.next_multiple_of(16);
+    room[block.len..whole].fill(0.0);
+    &room[..whole]
+}
+
+/// Writes the digits of `values * inverse`, rounded, and their sums; zeros if `inverse` is 0, whatever the values are.
+///
+/// # Safety
+/// As [`row`]; `values` are those of block `b`.
+#[inline(always)]
+unsafe fn digits<V: Vector, const P: usize>(a: &QuantizeArgs, b: usize, block: &BlockAt, values: &[f32], inverse: f32) {
+    let sum_kinds = if P == 3 { 2 } else { 1 };
+    let vectors = if inverse == 0.0 { 0 } else { values.len() / 16 };
+    // SAFETY: `values` holds so many vectors; outputs by the contract above.
+    unsafe {
+        let places = a.order.places(block, P, a.rows);
+        let base = a.planes.add(places.block + a.row * places.row);
+        // of the digits below the top one of three, and of that one
+        let (mut low_sums, mut top_sums) = (V::splat_i(0), V::splat_i(0));
+        for i in 0..places.quads / 4 {
+            let mut v = V::splat_i(0);
+            if i < vectors {
+                v = V::to_i(V::mul_f(V::load_f(values.as_ptr().add(16 * i)), V::splat_f(inverse)));
+            }
+            let half = V::splat_i(128);
+            let mut digits = [V::low_bytes(v); 3];
+            let mut low = v;
+            if P > 1 {
+                let v1 = V::sar_i::<8>(V::add_i(v, half));
+                digits[1] = V::low_bytes(v1);
+                if P > 2 {
+                    let v2 = V::sar_i::<8>(V::add_i(v1, half));
+                    digits[2] = V::low_bytes(v2);
+                    top_sums = V::add_i(top_sums, v2);
+                    low = V::add_i(v, V::mul_i(v2, V::splat_i(-65536)));
                 }
             }
-            *a.sums.add(b * sum_kinds * a.rows + a.row) = V::sum_lanes(low_sums);
-            if P == 3 {
-                *a.sums.add((b * sum_kinds + 1) * a.rows + a.row) = V::sum_lanes(top_sums);
+            low_sums = V::add_i(low_sums, low);
+            for (p, digits) in digits.iter().enumerate().take(P) {
+                let (dwords, _) = digits.as_chunks::<4>();
+                let place = base.add(p * places.plane + i / 4 * places.run + i % 4 * 4 * places.quad);
+                for (q, dword) in dwords.iter().enumerate() {
+                    *place.add(q * places.quad) = i32::from_le_bytes(*dword);
+                }
             }
+        }
+        *a.sums.add(b * sum_kinds * a.rows + a.row) = V::sum_lanes(low_sums);
+        if P == 3 {
+            *a.sums.add((b * sum_kinds + 1) * a.rows + a.row) = V::sum_lanes(top_sums);
         }
     }
 }
