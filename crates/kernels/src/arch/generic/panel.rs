@@ -164,6 +164,51 @@ const VECTORS: usize = PANEL / 16;
 /// and leaves it to the processor to follow the two streams (see [`crate::arch::processor`]).
 pub(crate) const PAIR: usize = 2 * VECTORS;
 
+/// Adds the products of chunks of `COUNT` vectors, from vector `first` on, with every row and plane. What several vectors
+/// are multiplied with is loaded once for them; that is worth its registers where there is much to unpack and to multiply
+/// (pairs of 3 bit on Zen 4: two planes 1.08 times as fast, three 1.8 times, one plane 0.8) and costs some per cent elsewhere.
+///
+/// # Safety
+/// The instruction set of `V`; whole chunks; digits as in [`tile`].
+#[inline(always)]
+unsafe fn add_chunks<V: Vector, const BITS: u32, const P: usize, const MR: usize, const NV: usize, const COUNT: usize>(
+    chunks: [*const u8; COUNT],
+    first: usize,
+    x: *const i32,
+    plane: usize,
+    acc: &mut [[[V::I; NV]; P]; MR],
+) {
+    // SAFETY: by the contract above.
+    unsafe {
+        let mut w = [[V::splat_i(0); 3]; COUNT];
+        for v in 0..COUNT {
+            for l in 0..if asks(BITS, NV) { lines(BITS) } else { 0 } {
+                V::prefetch(chunks[v].wrapping_add(64 * l + ahead(BITS)));
+            }
+            w[v] = load::<V, BITS>(chunks[v]);
+        }
+        for i in 0..quads(BITS) {
+            let xi = opaque(x.add(i * MR));
+            let mut q = [V::splat_i(0); COUNT];
+            for v in 0..COUNT {
+                q[v] = unpack::<V, BITS>(&w[v], i);
+            }
+            for r in 0..MR {
+                for p in 0..P {
+                    let digit = *xi.add(p * plane + r);
+                    for v in 0..COUNT {
+                        let acc = &mut acc[r][p][first + v];
+                        *acc = match BITS {
+                            8 => V::dot::<true>(*acc, q[v], digit),
+                            _ => V::dot::<false>(*acc, q[v], digit),
+                        };
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// One tile of `MR` rows of `P` planes times one panel, `NV` vectors of sixteen columns at a time, or times a [`PAIR`].
 ///
 /// # Safety
@@ -261,25 +306,19 @@ pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: 
                     }
                     let mut xq = x;
                     for c in 0..block.chunks {
-                        for v in 0..NV {
+                        let line = |v: usize| {
                             let (other, at) = panel(v0 + v);
-                            let line = data.add(other + (c * VECTORS + at) * lines(BITS) * 64);
-                            for l in 0..if asks(BITS, NV) { lines(BITS) } else { 0 } {
-                                V::prefetch(line.wrapping_add(64 * l + ahead(BITS)));
-                            }
-                            let w = load::<V, BITS>(line);
-                            for i in 0..quads(BITS) {
-                                let xi = opaque(xq.add(i * MR));
-                                let q = unpack::<V, BITS>(&w, i);
-                                for r in 0..MR {
-                                    for p in 0..P {
-                                        let digit = *xi.add(p * plane + r);
-                                        match BITS {
-                                            8 => acc[r][p][v] = V::dot::<true>(acc[r][p][v], q, digit),
-                                            _ => acc[r][p][v] = V::dot::<false>(acc[r][p][v], q, digit),
-                                        }
-                                    }
-                                }
+                            data.add(other + (c * VECTORS + at) * lines(BITS) * 64)
+                        };
+                        if NV == PAIR && BITS == 3 && P > 1 {
+                            // written out: a loop over so much is not unrolled
+                            add_chunks::<V, BITS, P, MR, NV, 2>([line(0), line(1)], 0, xq, plane, &mut acc);
+                            add_chunks::<V, BITS, P, MR, NV, 2>([line(2), line(3)], 2, xq, plane, &mut acc);
+                            add_chunks::<V, BITS, P, MR, NV, 2>([line(4), line(5)], 4, xq, plane, &mut acc);
+                            add_chunks::<V, BITS, P, MR, NV, 2>([line(6), line(7)], 6, xq, plane, &mut acc);
+                        } else {
+                            for v in 0..NV {
+                                add_chunks::<V, BITS, P, MR, NV, 1>([line(v)], v, xq, plane, &mut acc);
                             }
                         }
                         xq = xq.add(quads(BITS) * MR);
