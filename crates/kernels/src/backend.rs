@@ -1,6 +1,7 @@
 //! A backend: one instruction set and one pool of threads, and the operations a network is made of.
 
 use crate::activations::{Activations, Cut, Input, Out, QuantizedInput, Tile, grow, tiles};
+use crate::aligned::Lines;
 use crate::arch::generic::dense::Element;
 use crate::arch::generic::{self, DenseArgs, DigitOrder, Target, TileArgs};
 use crate::arch::{self, BAND_TILES, Kernels, TileFn, band_rows, processor};
@@ -310,7 +311,7 @@ impl Backend {
     fn quantized_pairs(&self, kernel: TileFn, w: &PackedMatrix, input: &QuantizedInput, c: Chunk, to: &Place<'_>) -> usize {
         let t = &input.tiles[c.tiles.0];
         let half = (c.panels.1 - c.panels.0) / 2;
-        let mut result = [0.0f32; 2 * PANEL];
+        let Lines(result) = &mut Lines([0.0f32; 2 * PANEL]);
         for p in c.panels.0..c.panels.0 + half {
             let args = TileArgs { other: half * w.panel_bytes, ..tile_args(w, p, input, t, result.as_mut_ptr(), true) };
             // SAFETY: the table's instruction set is available; both panels are of this weight and hold `w.blocks` by how
@@ -324,7 +325,7 @@ impl Backend {
     }
 
     fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, to: &Place<'_>) {
-        let mut result = [MaybeUninit::<f32>::uninit(); PANEL * MAX_ROWS];
+        let Lines(result) = &mut Lines([MaybeUninit::<f32>::uninit(); PANEL * MAX_ROWS]);
         for (i, t) in input.tiles[tiles.0..tiles.1].iter().enumerate() {
             let kernel = (self.kernels.tile)(w.panel_bits, input.planes, t.rows).expect("tiles are cut to sizes that have kernels");
             assert!(t.rows <= MAX_ROWS, "no kernel has more rows");
@@ -350,7 +351,7 @@ impl Backend {
         const HALF: usize = PANEL / 2;
         let kernel = (self.kernels.band)(w.panel_bits, input.planes).expect("digits stand so only where there are band kernels");
         let rows = band_rows(input.planes);
-        let mut result = [MaybeUninit::<f32>::uninit(); BAND_TILES * band_rows(1) * PANEL];
+        let Lines(result) = &mut Lines([MaybeUninit::<f32>::uninit(); BAND_TILES * band_rows(1) * PANEL]);
         for band in input.tiles[tiles.0..tiles.1].chunks(BAND_TILES) {
             let args = tile_args(w, p, input, &band[0], result.as_mut_ptr().cast(), false);
             // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
@@ -381,7 +382,7 @@ impl Backend {
             _ => Element::F32,
         };
         let (k, x) = (w.in_features, to.floats);
-        let mut result = [0.0f32; PANEL * MAX_ROWS];
+        let Lines(result) = &mut Lines([0.0f32; PANEL * MAX_ROWS]);
         for t in tiles {
             let kernel = (self.kernels.dense)(element, t.rows).expect("tiles are cut to sizes that have kernels");
             // padding rows read the first row again; their results are dropped
@@ -389,7 +390,7 @@ impl Backend {
             // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, the rows K floats each,
             // `result` MAX_ROWS rows.
             unsafe { kernel(&DenseArgs { panel: w.panel(p).as_ptr(), k, x: rows, out: result.as_mut_ptr() }) };
-            store(&result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
+            store(result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
         }
     }
 

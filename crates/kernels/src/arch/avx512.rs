@@ -205,7 +205,7 @@ super::stamp! {
     tiles: {
         1: [1 => (4, false), 2 => (4, false), 3 => (4, false), 4 => (4, false), 5 => (4, false), 6 => (2, true), 8 => (2, true), 10 => (2, true), 11 => (2, true), 12 => (2, true)],
         2: [1 => (4, false), 2 => (4, false), 3 => (4, false), 4 => (2, false), 5 => (2, false), 6 => (2, false), 8 => (2, true), 10 => (2, true), 11 => (2, true), 12 => (2, true)],
-        3: [1 => (4, false), 2 => (4, false), 4 => (2, false), 6 => (2, true), 8 => (2, true), 12 => (2, true)],
+        3: [1 => (4, false), 2 => (4, false), 3 => (2, false), 4 => (2, false), 5 => (2, true), 6 => (2, true), 8 => (2, true), 10 => (2, true), 12 => (2, true)],
     },
     bytes: {
         1: [6 => (4, false)],

@@ -17,6 +17,7 @@
 
 use super::math::exp;
 use super::opaque;
+use crate::aligned::Lines;
 use crate::arch::vector::Vector;
 use crate::kv::{BLOCK, E2M1, INT4, KvType};
 use std::ops::Range;
@@ -196,7 +197,7 @@ unsafe fn scores<V: Vector, const E: u8, const MR: usize, const NV: usize>(
 #[inline(always)]
 pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: usize>(a: &AttendArgs) {
     // scores of a page, then its weights
-    let mut weights = [[0.0f32; PAGE]; MR];
+    let Lines(weights) = &mut Lines([[0.0f32; PAGE]; MR]);
     for page in a.pages.clone() {
         let seen = |r: usize| {
             let (from, to) = a.spans[r];
@@ -216,13 +217,13 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
                 let parts: [*const u8; NV] = std::array::from_fn(|v| a.blocks[(page * BLOCKS + v0 + v).min(a.blocks.len() - 1)]);
                 let keys = std::array::from_fn(|v| parts[v].add(a.keys_at));
                 let scales = std::array::from_fn(|v| parts[v].add(a.scales_at));
-                scores::<V, E, MR, NV>(a, keys, scales, v0, &mut weights);
+                scores::<V, E, MR, NV>(a, keys, scales, v0, weights);
             }
             if has_own {
                 // in place of what the codes of the block gave, which may not be there yet
-                scores::<V, { KvType::F16 as u8 }, MR, 1>(a, [a.own.1], [a.own.1], a.own.0 % BLOCKS, &mut weights);
+                scores::<V, { KvType::F16 as u8 }, MR, 1>(a, [a.own.1], [a.own.1], a.own.0 % BLOCKS, weights);
             }
-            let keep = softmax::<V, MR>(&mut weights, std::array::from_fn(|r| within(seen(r), page)), a.stats);
+            let keep = softmax::<V, MR>(weights, std::array::from_fn(|r| within(seen(r), page)), a.stats);
             let store = std::array::from_fn(|r| !seen(r).is_empty());
             if scaled(E) {
                 for block in tokens.start / BLOCK..tokens.end.div_ceil(BLOCK) {
@@ -239,11 +240,11 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
             }
             let mut d0 = 0;
             while d0 + 16 * NV <= a.padded {
-                add_values::<V, E, MR, NV>(a, page, tokens.clone(), d0, &weights, &keep, &store);
+                add_values::<V, E, MR, NV>(a, page, tokens.clone(), d0, weights, &keep, &store);
                 d0 += 16 * NV;
             }
             while d0 < a.padded {
-                add_values::<V, E, MR, 1>(a, page, tokens.clone(), d0, &weights, &keep, &store);
+                add_values::<V, E, MR, 1>(a, page, tokens.clone(), d0, weights, &keep, &store);
                 d0 += 16;
             }
         }

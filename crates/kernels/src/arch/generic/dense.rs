@@ -3,6 +3,7 @@
 //! Each output is two chains of fused multiply-adds, one over even k and one over odd k, added at the end: an order
 //! fixed by K alone.
 
+use crate::aligned::Lines;
 use crate::arch::vector::Vector;
 use crate::pack::PANEL;
 
@@ -57,7 +58,7 @@ pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usi
     };
     // SAFETY: by the contract above; `odd` and `out` hold `MR` rows of 64 floats.
     unsafe {
-        let mut odd = [[0.0f32; PANEL]; MR];
+        let Lines(odd) = &mut Lines([[0.0f32; PANEL]; MR]);
         for i in 0..MR * 4 {
             V::store_f(a.out.add(16 * i), V::splat_f(0.0));
         }
