@@ -259,9 +259,9 @@ super::stamp! {
     isa: Avx2,
     features: ["avx2,fma,f16c"],
     tiles: {
-        1: [1 => (4, false), 2 => (2, false), 4 => (1, true), 6 => (1, true)],
-        2: [1 => (2, false), 4 => (1, true), 6 => (1, true)],
-        3: [1 => (1, false), 4 => (1, true), 6 => (1, true)],
+        1: [1 => (4, false), 2 => (2, false), 3 => (1, true), 4 => (1, true), 6 => (1, true)],
+        2: [1 => (2, false), 2 => (1, false), 3 => (1, true), 4 => (1, true), 6 => (1, true)],
+        3: [1 => (1, false), 2 => (1, true), 3 => (1, true), 4 => (1, true), 6 => (1, true)],
     },
     bytes: {},
     pairs: [],
