@@ -31,8 +31,11 @@ pub(crate) struct DenseArgs {
 pub(crate) const MAX_ROWS: usize = 16;
 
 /// Rows of k after which the accumulators of one set of columns give way to the next set's, so that a panel is read as
-/// one stream.
-const STRETCH: usize = 64;
+/// one stream. Where a set is one vector of one chain it comes again so often that storing its sums costs a tenth; a stretch
+/// twice as long still fits the first cache.
+const fn stretch(nv: usize, chains: usize) -> usize {
+    if nv * chains == 1 { 128 } else { 64 }
+}
 
 /// One tile of `MR` rows times one dense panel, `NV` vectors of columns and `CHAINS` of the two chains at a time. One chain
 /// after the other leaves room for more rows; a stretch is then gone through so often that the processor does not see where
@@ -62,8 +65,9 @@ pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usi
         for i in 0..MR * 4 {
             V::store_f(a.out.add(16 * i), V::splat_f(0.0));
         }
-        for k0 in (0..a.k).step_by(STRETCH) {
-            let end = (k0 + STRETCH).min(a.k);
+        let stretch = const { stretch(NV, CHAINS) };
+        for k0 in (0..a.k).step_by(stretch) {
+            let end = (k0 + stretch).min(a.k);
             for part in 0..4 / NV * (2 / CHAINS) {
                 let (v0, first) = (part / (2 / CHAINS) * NV, part % (2 / CHAINS));
                 let odd = odd.as_mut_ptr().cast::<f32>();
@@ -80,7 +84,7 @@ pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usi
                 while k + 1 < end {
                     if CHAINS == 1 {
                         let share = 2 * PANEL * size * NV / 8;
-                        let next = (k0 + STRETCH) * PANEL * size + (part * STRETCH + k - k0) / 2 * share;
+                        let next = (k0 + stretch) * PANEL * size + (part * stretch + k - k0) / 2 * share;
                         V::prefetch(a.panel.wrapping_add(next));
                     }
                     for c in 0..CHAINS {
