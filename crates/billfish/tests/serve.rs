@@ -163,6 +163,42 @@ fn bench_serve_counts_what_the_server_counts() {
         }
         assert!(v["p99_tpot_ms"].is_number() && v["mean_ttft_ms"].as_f64().unwrap() > 0.0, "{v}");
     }
+    // what was asked for comes back: how many kept to limits, how requests came, and random lengths
+    let (code, out, err) = bench(&["--goodput", "ttft:60000", "e2el:60000", "--request-rate", "50", "--burstiness", "4"]);
+    assert!(code == 0 && out.contains("Request goodput (req/s):") && out.contains("Burstiness factor:"), "{out}{err}");
+    let v: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!((&v["request_goodput"], &v["burstiness"]), (&v["request_throughput"], &4.0.into()), "{v}");
+    let (_, out, _) = bench(&["--goodput", "ttft:0"]);
+    assert!(out.contains("Request goodput (req/s):                 0.00"), "{out}");
+    let (_, out, err) = bench(&["--random-prefix-len", "20", "--random-range-ratio", "0.5"]);
+    let total = out.lines().find_map(|l| l.strip_prefix("Total input tokens:")).unwrap().trim().parse::<usize>().unwrap();
+    assert!((6 * (20 + 4)..=6 * (20 + 12)).contains(&total) && total != 6 * 28, "{out}{err}");
+    // prompts of files
+    let (lines, talks) = (dir.path().join("p.jsonl"), dir.path().join("talks.json"));
+    std::fs::write(&lines, "{\"prompt\": \"Once upon\", \"output_tokens\": 2}\n\n{\"prompt\": \"The king\"}\n").unwrap();
+    std::fs::write(&talks, r#"[{"conversations": [{"value": "Who is there?"}, {"value": "the king"}]}, {"conversations": []}]"#).unwrap();
+    let from = |name, path: &std::path::Path, more: &[&str]| {
+        bench(&[&["--dataset-name", name, "--dataset-path", path.to_str().unwrap()], more].concat())
+    };
+    let (code, out, err) = from("custom", &lines, &["--custom-output-len", "4"]);
+    assert!(code == 0 && out.contains("Total generated tokens:                  18"), "{out}{err}");
+    let (code, out, err) = from("sharegpt", &talks, &["--backend", "openai-chat", "--sharegpt-output-len", "3"]);
+    assert!(code == 0 && out.contains("Total generated tokens:                  18"), "{out}{err}");
+    let (code, out, err) = from("sharegpt", &talks, &[]);
+    let total = out.lines().find_map(|l| l.strip_prefix("Total generated tokens:")).unwrap_or_default().trim().parse().unwrap_or(0);
+    assert!(code == 0 && total % 6 == 0 && (6..=48).contains(&total), "{out}{err}");
+    for (args, words) in [
+        (&["--goodput", "itl:3"][..], &["itl:3", "ttft:500"][..]),
+        (&["--burstiness", "0"], &["--burstiness"]),
+        (&["--random-range-ratio", "1"], &["--random-range-ratio"]),
+        (&["--dataset-name", "custom"], &["--dataset-path"]),
+        (&["--dataset-path", "x"], &["--dataset-name"]),
+        (&["--dataset-name", "custom", "--dataset-path", talks.to_str().unwrap()], &["talks.json", "line 1", "prompt"]),
+        (&["--dataset-name", "sharegpt", "--dataset-path", lines.to_str().unwrap()], &["p.jsonl", "conversations"]),
+    ] {
+        let (code, _, err) = bench(args);
+        assert!(code != 0 && words.iter().all(|w| err.contains(w)), "{args:?}: {err}");
+    }
     // tokens that have no text, as those of random weights, are counted where the server names them
     let silent = r#"{"logit_bias": {"0": 100}"#;
     let (code, _, err) = bench(&["--extra-body", &format!("{silent}}}")]);

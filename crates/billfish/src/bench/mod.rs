@@ -3,6 +3,7 @@
 //! Nothing here prints. A figure without its limit, or of a model whose output nobody looked at, says little: tests carry
 //! the limits that were measured between their samples, and [`quality`] is the gate that a model must pass first.
 
+mod arrivals;
 mod check;
 mod gate;
 mod kernels;
@@ -13,6 +14,7 @@ pub mod statistics;
 mod test;
 pub mod wire;
 
+pub use arrivals::arrivals;
 pub use check::Mismatch;
 pub use gate::{Quality, quality};
 pub use kernels::{

@@ -168,13 +168,25 @@ pub struct Figures {
     pub between_ms: Vec<f64>,
     /// Milliseconds to the last token of each.
     pub latency_ms: Vec<f64>,
+    /// Milliseconds to the first token, for each further one, and to the last, of each request.
+    requests_ms: Vec<[f64; 3]>,
     /// Most tokens that came within a second of the measurement.
     pub peak_tokens: usize,
     /// Most requests that were under way within a second.
     pub peak_requests: usize,
 }
 
+/// Seconds for each token of an answer after its first; 0 if it has no further ones.
+fn per_token(o: &Outcome) -> f64 {
+    if o.output > 1 { (o.latency - o.first) / (o.output - 1) as f64 } else { 0.0 }
+}
+
 impl Figures {
+    /// How many requests had their first token, each further one, and their last within so many milliseconds.
+    pub fn within(&self, first: f64, per_token: f64, latency: f64) -> usize {
+        self.requests_ms.iter().filter(|[f, t, l]| *f <= first && *t <= per_token && *l <= latency).count()
+    }
+
     /// Of these outcomes.
     pub fn of(outcomes: &[Outcome]) -> Figures {
         let good: Vec<&Outcome> = outcomes.iter().filter(|o| o.error.is_none()).collect();
@@ -197,9 +209,10 @@ impl Figures {
             input: good.iter().map(|o| o.input).sum(),
             output: good.iter().map(|o| o.output).sum(),
             first_ms: good.iter().map(|o| ms(o.first)).collect(),
-            per_token_ms: good.iter().filter(|o| o.output > 1).map(|o| ms((o.latency - o.first) / (o.output - 1) as f64)).collect(),
+            per_token_ms: good.iter().filter(|o| o.output > 1).map(|o| ms(per_token(o))).collect(),
             between_ms: good.iter().flat_map(|o| &o.between).map(|s| ms(*s)).collect(),
             latency_ms: good.iter().map(|o| ms(o.latency)).collect(),
+            requests_ms: good.iter().map(|o| [o.first, per_token(o), o.latency].map(ms)).collect(),
             peak_tokens: tokens.into_iter().max().unwrap_or(0),
             peak_requests: requests.into_iter().max().unwrap_or(0),
         }
@@ -224,6 +237,10 @@ mod tests {
         let failed = Outcome { error: Some("x".into()), input: 99, ..Outcome::default() };
         let f = Figures::of(&[o(0.0, 0.5, &[0.25, 0.5], 3), o(1.0, 0.25, &[], 1), failed]);
         assert_eq!((f.completed, f.input, f.output), (2, 20, 4));
+        let all = f64::INFINITY;
+        // the first request has 500, 375 and 1250 ms, the second 250, none further, 250
+        assert_eq!([f.within(all, all, all), f.within(500.0, all, all), f.within(499.0, all, all)], [2, 2, 1]);
+        assert_eq!([f.within(all, 374.0, all), f.within(all, all, 1249.0), f.within(250.0, 0.0, 249.0)], [1, 1, 0]);
         assert_eq!((f.first_ms, f.per_token_ms), (vec![500.0, 250.0], vec![375.0]));
         assert_eq!((f.between_ms, f.latency_ms), (vec![250.0, 500.0], vec![1250.0, 250.0]));
         // 0.5 and 0.75 s fall into the first second, 1.25 and 1.25 s into the next; there both requests run

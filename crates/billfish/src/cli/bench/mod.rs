@@ -4,6 +4,7 @@ mod kernels;
 mod matrix;
 mod model;
 mod output;
+mod prompts;
 mod requests;
 mod serve;
 mod subject;

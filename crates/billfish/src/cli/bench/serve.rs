@@ -1,10 +1,11 @@
 //! `billfish bench serve`: the options, the text and the JSON keys of vLLM's command of this name.
 
 use super::super::options::count_bar;
+use super::prompts::{PromptArgs, SOON};
 use anyhow::{Context, Result, bail};
 use billfish::bench::serving::{Figures, Load, body, send};
 use billfish::bench::wire::Target;
-use billfish::bench::{random_tokens, statistics};
+use billfish::bench::{arrivals, statistics};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use std::io::Write;
@@ -48,15 +49,14 @@ pub struct Args {
     /// Requests
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     num_prompts: u32,
-    /// Tokens of each prompt
-    #[arg(long, visible_alias = "input-len", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
-    random_input_len: u32,
-    /// Tokens to generate for each
-    #[arg(long, visible_alias = "output-len", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
-    random_output_len: u32,
+    #[command(flatten)]
+    prompts: PromptArgs,
     /// Requests a second, at random times; inf sends all at once
     #[arg(long, default_value_t = f64::INFINITY)]
     request_rate: f64,
+    /// How evenly they come: 1 at random, less in bursts, more at even times (shape of a gamma distribution)
+    #[arg(long, default_value_t = 1.0)]
+    burstiness: f64,
     /// Requests at once at most
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_concurrency: Option<u32>,
@@ -75,6 +75,9 @@ pub struct Args {
     /// Which percentiles of them
     #[arg(long, value_delimiter = ',', default_value = "99")]
     metric_percentiles: Vec<f64>,
+    /// Count requests that keep to all of these limits in milliseconds, such as ttft:500 tpot:50 e2el:9000
+    #[arg(long, num_args = 1.., value_name = "METRIC:MS", value_parser = service_level)]
+    goodput: Vec<(Metric, f64)>,
     /// Further fields of every request, as a JSON object
     #[arg(long)]
     extra_body: Option<String>,
@@ -110,12 +113,18 @@ impl Metric {
     }
 }
 
-/// Words of one token in most vocabularies.
-const WORDS: [&str; 16] =
-    ["the", "house", "water", "man", "day", "old", "king", "tree", "said", "little", "went", "good", "and", "there", "white", "night"];
-
-/// An answer to a short question.
-const SOON: Duration = Duration::from_secs(30);
+/// A limit of `--goodput`; of single gaps between tokens there is none, as with vLLM.
+fn service_level(text: &str) -> std::result::Result<(Metric, f64), String> {
+    let wrong = || format!("expected ttft, tpot or e2el and milliseconds, such as ttft:500, found `{text}`");
+    let (name, limit) = text.split_once(':').ok_or_else(wrong)?;
+    let metric = match name {
+        "ttft" => Metric::Ttft,
+        "tpot" => Metric::Tpot,
+        "e2el" => Metric::E2el,
+        _ => return Err(wrong()),
+    };
+    limit.parse().ok().filter(|ms: &f64| ms.is_finite() && *ms >= 0.0).map(|ms| (metric, ms)).ok_or_else(wrong)
+}
 
 pub fn run(args: &Args) -> Result<()> {
     let url = args.url.as_deref().or(args.base_url.as_deref()).unwrap_or("http://127.0.0.1:8000");
@@ -123,6 +132,9 @@ pub fn run(args: &Args) -> Result<()> {
     let target = Target::new(url, key).map_err(anyhow::Error::msg)?;
     if args.request_rate.is_nan() || args.request_rate <= 0.0 {
         bail!("--request-rate: expected a number above 0 or inf, found {}", args.request_rate);
+    }
+    if !args.burstiness.is_finite() || args.burstiness <= 0.0 {
+        bail!("--burstiness: expected a number above 0, found {}", args.burstiness);
     }
     let model = match &args.model {
         Some(model) => model.clone(),
@@ -138,18 +150,14 @@ pub fn run(args: &Args) -> Result<()> {
         let given: Map<String, Value> = serde_json::from_str(text).context("--extra-body: expected a JSON object")?;
         given.into_iter().for_each(|(k, v)| extra[k] = v);
     }
-    let vocabulary = if chat { None } else { vocabulary(&target, &model) };
-    let (input, output) = (args.random_input_len as usize, args.random_output_len as usize);
     let count = args.num_prompts as usize;
-    let bodies = (0..count).map(|i| {
-        let prompt = prompt(vocabulary.as_deref(), input, args.seed.wrapping_add(i as u64));
-        body(&model, &prompt, chat, output, &extra)
-    });
+    let prompts = args.prompts.prompts(&target, &model, chat, count, args.seed)?;
+    let bodies = prompts.iter().map(|p| body(&model, &p.prompt, chat, p.output, &extra));
     let load = Load {
         target,
         endpoint,
         bodies: bodies.collect(),
-        arrivals: arrivals(count, args.request_rate, args.seed),
+        arrivals: arrivals(count, args.request_rate, args.burstiness, args.seed),
         at_once: args.max_concurrency.map_or(count, |n| n as usize),
         patience: Duration::from_secs(args.timeout),
     };
@@ -183,39 +191,11 @@ fn first_model(target: &Target, url: &str) -> Result<String> {
     Ok(name.to_owned())
 }
 
-/// Tokens to make prompts of, where the server says what a text has: prompts then have exactly as many as asked for.
-fn vocabulary(target: &Target, model: &str) -> Option<Vec<u64>> {
-    let text = WORDS.join(" ");
-    let body = json!({"model": model, "prompt": text, "add_special_tokens": false}).to_string();
-    let answer = target.send("/tokenize", Some(&body), SOON).ok().filter(|a| a.status == 200)?;
-    let value: Value = serde_json::from_str(&answer.text().ok()?).ok()?;
-    value["tokens"].as_array()?.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>().filter(|t| !t.is_empty())
-}
-
-/// A prompt that no other seed has.
-fn prompt(vocabulary: Option<&[u64]>, length: usize, seed: u64) -> Value {
-    match vocabulary {
-        Some(tokens) => random_tokens(length, tokens.len(), seed).iter().map(|i| tokens[*i as usize]).collect(),
-        None => {
-            let words: Vec<&str> = random_tokens(length, WORDS.len(), seed).iter().map(|i| WORDS[*i as usize]).collect();
-            words.join(" ").into()
-        }
-    }
-}
-
-/// Times of a Poisson process; all at once for an infinite rate.
-fn arrivals(count: usize, rate: f64, seed: u64) -> Vec<f64> {
-    const STEPS: usize = 1 << 20;
-    let mut at = 0.0;
-    random_tokens(count, STEPS, seed ^ 0x5eed)
-        .into_iter()
-        .map(|unit| {
-            let now = at;
-            // minus the logarithm of an even number above 0 and up to 1
-            at += if rate.is_finite() { -((f64::from(unit) + 1.0) / STEPS as f64).ln() / rate } else { 0.0 };
-            now
-        })
-        .collect()
+/// How many requests keep to all limits of `--goodput`, if there are any.
+fn goodput(args: &Args, f: &Figures) -> Option<usize> {
+    let limits = |metric: Metric| args.goodput.iter().filter(move |(m, _)| *m == metric).map(|(_, ms)| *ms);
+    let limit = |metric: Metric| limits(metric).fold(f64::INFINITY, f64::min);
+    (!args.goodput.is_empty()).then(|| f.within(limit(Metric::Ttft), limit(Metric::Tpot), limit(Metric::E2el)))
 }
 
 fn text(args: &Args, f: &Figures, count: usize, seconds: f64) -> String {
@@ -229,10 +209,14 @@ fn text(args: &Args, f: &Figures, count: usize, seconds: f64) -> String {
     let float = |out: &mut String, name: &str, x: f64| *out += &format!("{name:<40} {x:<10.2}\n");
     if args.request_rate.is_finite() {
         float(&mut out, "Request rate configured (RPS):", args.request_rate);
+        float(&mut out, "Burstiness factor:", args.burstiness);
     }
     float(&mut out, "Benchmark duration (s):", seconds);
     out += &format!("{:<40} {:<10}\n{:<40} {:<10}\n", "Total input tokens:", f.input, "Total generated tokens:", f.output);
     float(&mut out, "Request throughput (req/s):", f.completed as f64 / seconds);
+    if let Some(good) = goodput(args, f) {
+        float(&mut out, "Request goodput (req/s):", good as f64 / seconds);
+    }
     float(&mut out, "Output token throughput (tok/s):", f.output as f64 / seconds);
     float(&mut out, "Peak output token throughput (tok/s):", f.peak_tokens as f64);
     float(&mut out, "Peak concurrent requests:", f.peak_requests as f64);
@@ -257,7 +241,7 @@ fn object(args: &Args, f: &Figures, model: &str, count: usize, seconds: f64) -> 
         "model_id": model,
         "num_prompts": count,
         "request_rate": rate,
-        "burstiness": 1.0,
+        "burstiness": args.burstiness,
         "max_concurrency": args.max_concurrency,
         "duration": seconds,
         "completed": f.completed,
@@ -265,6 +249,7 @@ fn object(args: &Args, f: &Figures, model: &str, count: usize, seconds: f64) -> 
         "total_input_tokens": f.input,
         "total_output_tokens": f.output,
         "request_throughput": f.completed as f64 / seconds,
+        "request_goodput": goodput(args, f).map(|good| good as f64 / seconds),
         "output_throughput": f.output as f64 / seconds,
         "total_token_throughput": (f.input + f.output) as f64 / seconds,
         "max_output_tokens_per_s": f.peak_tokens,
