@@ -248,8 +248,8 @@ impl Backend {
         let at_once = tiles_at_once(all.tiles[first..end].first().map_or(1, |t| t.rows), row_bytes);
         // a band kernel unpacks codes for all its tiles once
         let at_once = match (all.order, at_once) {
-            // each time as many: the weight is read again for each
-            (DigitOrder::Quads, _) => (end - first).div_ceil((end - first).div_ceil(at_once).max(1)),
+            // each time as many, because the weight is read again for each; there may be no rows at all
+            (DigitOrder::Quads, _) => (end - first).div_ceil((end - first).div_ceil(at_once).max(1)).max(1),
             (DigitOrder::Steps, ..BAND_TILES) => at_once.max(2),
             (DigitOrder::Steps, _) => at_once / BAND_TILES * BAND_TILES,
         };
@@ -331,14 +331,15 @@ impl Backend {
             assert!(t.rows <= MAX_ROWS, "no kernel has more rows");
             let first = to.out.at((t.start - to.first) * w.out_features + p * PANEL);
             let whole = t.count == t.rows && (p + 1) * PANEL <= w.out_features;
-            let direct = whole && w.bias.is_none() && !to.add;
+            // without blocks a kernel only clears its buffer
+            let direct = whole && w.bias.is_none() && !to.add && !w.blocks.is_empty();
             let target = Target { first, rows: t.count, stride: w.out_features, direct };
             let args = TileArgs { target, ..tile_args(w, p, input, t, result.as_mut_ptr().cast(), i == 0) };
             // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
             // activations were quantized for the same blocks, and `result` holds MAX_ROWS rows. A target that the kernel
             // writes holds all rows of the tile and 64 columns, which no other chunk has.
             unsafe { kernel(&args) };
-            if direct && !w.blocks.is_empty() {
+            if direct {
                 continue;
             }
             // SAFETY: the kernel has written so many rows.

@@ -93,6 +93,8 @@ fn every_row_count() {
     for bits in 2..=8 {
         check(&Spec { k: 100, n: 33, bits, group: 48, seed: u64::from(bits), ..PLAIN }, &ms);
     }
+    // whole panels without a bias are written in place, what is left of 100 columns is not
+    check(&Spec { k: 100, n: 100, group: 48, bias: false, ..PLAIN }, &ms);
 }
 
 #[test]
@@ -179,6 +181,22 @@ fn several_weights_share_one_input() {
     backend.matmul(&mut MatmulScratch::default(), Input::Rows(&x), 3, Activations::Exact, &mut products);
     for (w, out) in weights.iter().zip(&outs) {
         assert_eq!(*out, run(Isa::Scalar, 1, w, &x, 3, Activations::Exact));
+    }
+}
+
+#[test]
+fn no_rows_are_no_work() {
+    let (k, n) = (64, 70);
+    let mut rng = Rng(11);
+    let dense = DenseTensor::new(DType::F32, vec![n, k], rng.floats(n * k).iter().flat_map(|v| v.to_le_bytes()).collect()).unwrap();
+    let quantized = PackedMatrix::new(&matrix(&Spec { k, n, ..PLAIN })).unwrap();
+    let weights = [Weight::Dense(Arc::new(PackedDense::new(&dense, None).unwrap())), Weight::Quantized(quantized)];
+    for weight in &weights {
+        for isa in Isa::available() {
+            for a in Activations::ALL {
+                assert!(run(isa, 2, weight, &[], 0, a).is_empty());
+            }
+        }
     }
 }
 

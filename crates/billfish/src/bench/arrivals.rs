@@ -1,6 +1,6 @@
 //! When requests arrive.
 
-use super::requests::random_tokens;
+use super::requests::Numbers;
 
 /// Times in seconds, the first 0, of `count` requests at `rate` a second. The times between them have a gamma distribution of
 /// shape `burstiness` and mean `1 / rate`: 1 makes it a Poisson process, less comes in bursts, more at even times. All come at
@@ -9,51 +9,40 @@ pub fn arrivals(count: usize, rate: f64, burstiness: f64, seed: u64) -> Vec<f64>
     if rate.is_infinite() {
         return vec![0.0; count];
     }
-    let mut units = Units { seed: seed ^ 0x5eed, drawn: vec![] };
+    let mut numbers = Numbers::new(seed ^ 0x5eed);
     let mut at = 0.0;
     (0..count)
         .map(|_| {
             let now = at;
-            at += gamma(burstiness, &mut units) / (burstiness * rate);
+            at += gamma(burstiness, &mut numbers) / (burstiness * rate);
             now
         })
         .collect()
 }
 
-/// Numbers spread evenly above 0 and up to 1.
-struct Units {
-    seed: u64,
-    drawn: Vec<u32>,
+/// A number spread evenly above 0 and up to 1.
+fn unit(numbers: &mut Numbers) -> f64 {
+    const STEPS: usize = 1 << 30;
+    (f64::from(numbers.below(STEPS)) + 1.0) / STEPS as f64
 }
 
-impl Units {
-    fn next(&mut self) -> f64 {
-        const STEPS: usize = 1 << 30;
-        if self.drawn.is_empty() {
-            self.drawn = random_tokens(1024, STEPS, self.seed);
-            self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        }
-        (f64::from(self.drawn.pop().unwrap_or_default()) + 1.0) / STEPS as f64
-    }
-
-    /// A number of the normal distribution of mean 0 and variance 1 (Box and Muller).
-    fn normal(&mut self) -> f64 {
-        (-2.0 * self.next().ln()).sqrt() * (std::f64::consts::TAU * self.next()).cos()
-    }
+/// A number of the normal distribution of mean 0 and variance 1 (Box and Muller).
+fn normal(numbers: &mut Numbers) -> f64 {
+    (-2.0 * unit(numbers).ln()).sqrt() * (std::f64::consts::TAU * unit(numbers)).cos()
 }
 
 /// A number of the gamma distribution of this shape and scale 1 (Marsaglia and Tsang, "A simple method for generating gamma
 /// variables", 2000).
-fn gamma(shape: f64, units: &mut Units) -> f64 {
+fn gamma(shape: f64, numbers: &mut Numbers) -> f64 {
     if shape < 1.0 {
-        return gamma(shape + 1.0, units) * units.next().powf(1.0 / shape);
+        return gamma(shape + 1.0, numbers) * unit(numbers).powf(1.0 / shape);
     }
     let d = shape - 1.0 / 3.0;
     let c = 1.0 / (9.0 * d).sqrt();
     loop {
-        let x = units.normal();
+        let x = normal(numbers);
         let v = (1.0 + c * x).powi(3);
-        if v > 0.0 && units.next().ln() < 0.5 * x * x + d - d * v + d * v.ln() {
+        if v > 0.0 && unit(numbers).ln() < 0.5 * x * x + d - d * v + d * v.ln() {
             return d * v;
         }
     }

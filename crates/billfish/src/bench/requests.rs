@@ -5,16 +5,27 @@ use billfish_models::BLOCK;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// Numbers in an order without a pattern, the same for the same seed.
+pub(super) struct Numbers(u64);
+
+impl Numbers {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1) | 1)
+    }
+
+    /// The next one, spread evenly from 0 to below `end`.
+    pub(super) fn below(&mut self, end: usize) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((u128::from(self.0) * end as u128) >> 64) as u32
+    }
+}
+
 /// Tokens spread evenly over a vocabulary, in an order without a pattern; the same for the same seed.
 pub fn random_tokens(count: usize, vocabulary: usize, seed: u64) -> Vec<u32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        ((u128::from(state) * vocabulary as u128) >> 64) as u32
-    };
-    (0..count).map(|_| next()).collect()
+    let mut numbers = Numbers::new(seed);
+    (0..count).map(|_| numbers.below(vocabulary)).collect()
 }
 
 /// One request.

@@ -168,8 +168,8 @@ pub struct Figures {
     pub between_ms: Vec<f64>,
     /// Milliseconds to the last token of each.
     pub latency_ms: Vec<f64>,
-    /// Milliseconds to the first token, for each further one, and to the last, of each request.
-    requests_ms: Vec<[f64; 3]>,
+    /// Milliseconds for each further token of each, also of those that had none: 0.
+    further_ms: Vec<f64>,
     /// Most tokens that came within a second of the measurement.
     pub peak_tokens: usize,
     /// Most requests that were under way within a second.
@@ -184,7 +184,8 @@ fn per_token(o: &Outcome) -> f64 {
 impl Figures {
     /// How many requests had their first token, each further one, and their last within so many milliseconds.
     pub fn within(&self, first: f64, per_token: f64, latency: f64) -> usize {
-        self.requests_ms.iter().filter(|[f, t, l]| *f <= first && *t <= per_token && *l <= latency).count()
+        let requests = self.first_ms.iter().zip(&self.further_ms).zip(&self.latency_ms);
+        requests.filter(|((f, t), l)| **f <= first && **t <= per_token && **l <= latency).count()
     }
 
     /// Of these outcomes.
@@ -212,7 +213,7 @@ impl Figures {
             per_token_ms: good.iter().filter(|o| o.output > 1).map(|o| ms(per_token(o))).collect(),
             between_ms: good.iter().flat_map(|o| &o.between).map(|s| ms(*s)).collect(),
             latency_ms: good.iter().map(|o| ms(o.latency)).collect(),
-            requests_ms: good.iter().map(|o| [o.first, per_token(o), o.latency].map(ms)).collect(),
+            further_ms: good.iter().map(|o| ms(per_token(o))).collect(),
             peak_tokens: tokens.into_iter().max().unwrap_or(0),
             peak_requests: requests.into_iter().max().unwrap_or(0),
         }

@@ -51,6 +51,7 @@ pub struct PromptArgs {
 }
 
 /// A prompt, and how many tokens to generate.
+#[derive(Clone)]
 pub struct Prompt {
     /// Text or tokens.
     pub prompt: Value,
@@ -88,19 +89,20 @@ impl PromptArgs {
                 all.swap(i, (unit as usize * (i + 1)) >> 30);
             }
         }
-        // a file of fewer prompts is gone through again
-        let chosen: Vec<(String, Output)> = (0..count).map(|i| all[i % all.len()].clone()).collect();
+        all.truncate(count);
         let counted = |(prompt, output): (String, Output)| {
             let output = match output {
                 Output::Tokens(n) => n,
                 Output::AsLongAs(answer) => tokens(target, model, &answer)
-                    .with_context(|| "the server does not tell how many tokens an answer has (/tokenize); give --sharegpt-output-len")?
+                    .context("the server does not tell how many tokens an answer has (/tokenize); give --sharegpt-output-len")?
                     .len()
                     .max(1),
             };
             Ok(Prompt { prompt: prompt.into(), output })
         };
-        chosen.into_iter().map(counted).collect()
+        let chosen = all.into_iter().map(counted).collect::<Result<Vec<Prompt>>>()?;
+        // a file of fewer prompts is gone through again
+        Ok(chosen.iter().cycle().take(count).cloned().collect())
     }
 
     fn random(&self, target: &Target, model: &str, chat: bool, count: usize, seed: u64) -> Result<Vec<Prompt>> {
@@ -164,7 +166,6 @@ impl PromptArgs {
 }
 
 /// How much to generate.
-#[derive(Clone)]
 enum Output {
     Tokens(usize),
     AsLongAs(String),

@@ -199,13 +199,13 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
     // scores of a page, then its weights
     let Lines(weights) = &mut Lines([[0.0f32; PAGE]; MR]);
     for page in a.pages.clone() {
-        let seen = |r: usize| {
+        // what each row sees, numbered from the beginning of the page
+        let seen: [Range<usize>; MR] = std::array::from_fn(|r| {
             let (from, to) = a.spans[r];
-            from.max(page * PAGE)..to.min((page + 1) * PAGE)
-        };
-        let any = (0..MR).map(seen).filter(|s| !s.is_empty()).reduce(|x, y| x.start.min(y.start)..x.end.max(y.end));
-        let Some(any) = any else { continue };
-        let tokens = within(any, page);
+            from.saturating_sub(page * PAGE)..to.saturating_sub(page * PAGE).min(PAGE)
+        });
+        let any = seen.iter().filter(|s| !s.is_empty()).cloned().reduce(|x, y| x.start.min(y.start)..x.end.max(y.end));
+        let Some(tokens) = any else { continue };
         let has_own = scaled(E) && a.own.0 / BLOCKS == page;
         // SAFETY: by the contract above; every offset lies inside its block, its tile or its state.
         unsafe {
@@ -223,8 +223,8 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
                 // in place of what the codes of the block gave, which may not be there yet
                 scores::<V, { KvType::F16 as u8 }, MR, 1>(a, [a.own.1], [a.own.1], a.own.0 % BLOCKS, weights);
             }
-            let keep = softmax::<V, MR>(weights, std::array::from_fn(|r| within(seen(r), page)), a.stats);
-            let store = std::array::from_fn(|r| !seen(r).is_empty());
+            let keep = softmax::<V, MR>(weights, &seen, a.stats);
+            let store = std::array::from_fn(|r| !seen[r].is_empty());
             if scaled(E) {
                 for block in tokens.start / BLOCK..tokens.end.div_ceil(BLOCK) {
                     if has_own && page * BLOCKS + block == a.own.0 {
@@ -251,11 +251,6 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
     }
 }
 
-/// Positions, none of them before a page, numbered from its beginning.
-fn within(positions: Range<usize>, page: usize) -> Range<usize> {
-    if positions.is_empty() { 0..0 } else { positions.start - page * PAGE..positions.end - page * PAGE }
-}
-
 /// Writes `value` to what is not seen. A loop over all of them, which becomes a few vectors; a call to fill a few bytes would
 /// cost more.
 #[inline(always)]
@@ -279,7 +274,7 @@ fn outside(scores: &mut [f32; PAGE], seen: &Range<usize>, value: f32) {
 #[inline(always)]
 unsafe fn softmax<V: Vector, const MR: usize>(
     scores: &mut [[f32; PAGE]; MR],
-    seen: [Range<usize>; MR],
+    seen: &[Range<usize>; MR],
     stats: *mut [f32; 2],
 ) -> [f32; MAX_ROWS.next_multiple_of(16)] {
     // SAFETY: a row has four vectors, `stats` an entry for it; the caller's instruction set.
