@@ -262,9 +262,14 @@ impl Backend {
             }
             _ => step,
         };
-        for tile in (first..end).step_by(at_once) {
-            let tiles = (tile, (tile + at_once).min(end));
-            chunks.extend((0..panels).step_by(step).map(|from| Chunk { panels: (from, (from + step).min(panels)), tiles, ..whole }));
+        // a thread begins with the chunks of a range: all that is to be multiplied with its part of the weight
+        let parts = if end - first > at_once { self.threads() } else { 1 };
+        for part in 0..parts {
+            let (from, to) = (panels * part / parts, panels * (part + 1) / parts);
+            for tile in (first..end).step_by(at_once) {
+                let tiles = (tile, (tile + at_once).min(end));
+                chunks.extend((from..to).step_by(step).map(|from| Chunk { panels: (from, (from + step).min(to)), tiles, ..whole }));
+            }
         }
     }
 
@@ -325,26 +330,39 @@ impl Backend {
     }
 
     fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, to: &Place<'_>) {
-        let Lines(result) = &mut Lines([MaybeUninit::<f32>::uninit(); PANEL * MAX_ROWS]);
-        for (i, t) in input.tiles[tiles.0..tiles.1].iter().enumerate() {
-            let kernel = (self.kernels.tile)(w.panel_bits, input.planes, t.rows).expect("tiles are cut to sizes that have kernels");
+        let Lines(result) = &mut Lines([MaybeUninit::<f32>::uninit(); 2 * MAX_ROWS * PANEL]);
+        let mut rest = &input.tiles[tiles.0..tiles.1];
+        let mut fresh = true;
+        while let Some(t) = rest.first() {
+            let alike = |next: &Tile| next.rows == t.rows && next.padded_start == t.padded_start + t.rows;
+            let both =
+                rest.get(1).filter(|next| fresh && alike(next)).and_then(|_| (self.kernels.together)(w.panel_bits, input.planes, t.rows));
+            let one = || (self.kernels.tile)(w.panel_bits, input.planes, t.rows).expect("tiles are cut to sizes that have kernels");
+            let (kernel, group) = both.map_or_else(|| (one(), 1), |kernel| (kernel, 2));
+            let (group, after) = rest.split_at(group);
+            rest = after;
+            let count = group.iter().map(|t| t.count).sum();
             assert!(t.rows <= MAX_ROWS, "no kernel has more rows");
             let first = to.out.at((t.start - to.first) * w.out_features + p * PANEL);
-            let whole = t.count == t.rows && (p + 1) * PANEL <= w.out_features;
+            let whole = count == group.len() * t.rows && (p + 1) * PANEL <= w.out_features;
             // without blocks a kernel only clears its buffer
             let direct = whole && w.bias.is_none() && !to.add && !w.blocks.is_empty();
-            let target = Target { first, rows: t.count, stride: w.out_features, direct };
-            let args = TileArgs { target, ..tile_args(w, p, input, t, result.as_mut_ptr().cast(), i == 0) };
+            let target = Target { first, rows: count, stride: w.out_features, direct };
+            let args = TileArgs { target, ..tile_args(w, p, input, t, result.as_mut_ptr().cast(), fresh) };
+            fresh = false;
             // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
-            // activations were quantized for the same blocks, and `result` holds MAX_ROWS rows. A target that the kernel
-            // writes holds all rows of the tile and 64 columns, which no other chunk has.
+            // activations were quantized for the same blocks and stand one tile after another, and `result` holds MAX_ROWS
+            // rows of each. A target that the kernel writes holds all rows of the tiles and 64 columns, which no other
+            // chunk has.
             unsafe { kernel(&args) };
             if direct {
                 continue;
             }
-            // SAFETY: the kernel has written so many rows.
-            let result = unsafe { std::slice::from_raw_parts(result.as_ptr().cast::<f32>(), PANEL * t.rows) };
-            store(result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
+            for (i, t) in group.iter().enumerate() {
+                // SAFETY: the kernel has written so many rows of each tile.
+                let result = unsafe { std::slice::from_raw_parts(result[i * t.rows * PANEL..].as_ptr().cast::<f32>(), PANEL * t.rows) };
+                store(result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! Persistent workers that claim chunks of a region.
 //!
-//! A region is a number of chunks and a function of the chunk's index. Its state is one word (generation, number of
-//! chunks, next chunk): whoever wins the exchange owns the chunk. The caller works too and waits only for chunks that somebody has
+//! A region is a number of chunks and a function of the chunk's index. Each thread has a range of them, so that it goes on
+//! where it stopped reading; who is done with its own helps with the others'. A range is one word (generation, end, next
+//! chunk): whoever wins the exchange owns the chunk. The caller works too and waits only for chunks that somebody has
 //! claimed, never for a worker to show up, so a worker that lost its core delays nothing but its own chunk.
 //!
 //! Workers spin for a short while between regions, then park: as long as spinning pays, and hardly at all where it burns
@@ -10,8 +11,9 @@
 
 use crate::KernelError;
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,20 +29,40 @@ const LOST: Duration = Duration::from_micros(100);
 /// How long the caller spins for claimed chunks before it offers its core to whoever has them.
 const PATIENCE: Duration = Duration::from_micros(20);
 
-/// Bits of the state word that count chunks; the generation has the rest.
+/// Bits of a range's word that count chunks; the generation has the rest.
 const BITS: u32 = 22;
 const MASK: u64 = (1 << BITS) - 1;
 
-fn next_of(state: u64) -> usize {
-    (state & MASK) as usize
+/// Something on cache lines of its own, of which processors fetch two at a time.
+#[repr(align(128))]
+#[derive(Default)]
+struct Alone<T>(T);
+
+/// The chunks of a region that one thread begins with, and what to do with them.
+#[derive(Default)]
+struct Claims {
+    chunks: AtomicU64,
+    job: AtomicPtr<()>,
 }
 
-fn chunks_of(state: u64) -> usize {
-    (state >> BITS & MASK) as usize
-}
+impl Claims {
+    /// Which region they are of.
+    fn generation(&self) -> u64 {
+        self.chunks.load(Ordering::SeqCst) >> (2 * BITS)
+    }
 
-fn generation_of(state: u64) -> u64 {
-    state >> (2 * BITS)
+    /// Makes them those of a new region. Nobody claims meanwhile: all of the last one's are claimed.
+    fn publish(&self, generation: u64, job: &Job<'_>, chunks: Range<usize>) {
+        self.job.store((&raw const *job).cast_mut().cast(), Ordering::Relaxed);
+        self.chunks.store(generation << (2 * BITS) | (chunks.end as u64) << BITS | chunks.start as u64, Ordering::Release);
+    }
+
+    /// The next chunk, which then belongs to the caller, and the job that it is of.
+    fn claim(&self) -> Option<(usize, *const Job<'_>)> {
+        let next = |word: u64| ((word & MASK) < (word >> BITS & MASK)).then_some(word + 1);
+        let chunk = self.chunks.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).ok()? & MASK;
+        Some((chunk as usize, self.job.load(Ordering::Relaxed).cast_const().cast()))
+    }
 }
 
 /// Fills a piece of bytes, given which it is; it can fail.
@@ -51,9 +73,9 @@ struct Job<'a> {
 }
 
 struct Shared {
-    state: AtomicU64,
-    finished: AtomicUsize,
-    job: AtomicPtr<()>,
+    /// The caller's, then those of each worker.
+    claims: Vec<Alone<Claims>>,
+    finished: Alone<AtomicUsize>,
     /// Which workers are parked, or about to.
     parked: Vec<AtomicBool>,
     stop: AtomicBool,
@@ -84,9 +106,8 @@ fn spin_after(spin: Duration, asleep: Duration) -> Duration {
 impl Shared {
     fn new(workers: usize) -> Self {
         Shared {
-            state: AtomicU64::new(0),
-            finished: AtomicUsize::new(0),
-            job: AtomicPtr::new(std::ptr::null_mut()),
+            claims: (0..=workers).map(|_| Alone::default()).collect(),
+            finished: Alone::default(),
             parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
             crowded: workers >= std::thread::available_parallelism().map_or(1, |n| n.get()),
@@ -94,25 +115,22 @@ impl Shared {
         }
     }
 
-    /// Claims and runs chunks until none is left.
-    fn work(&self) {
-        loop {
-            let state = self.state.load(Ordering::Acquire);
-            let next = next_of(state);
-            if next >= chunks_of(state) {
-                return;
+    /// Claims and runs chunks, those of thread `own` first, until none is left.
+    fn work(&self, own: usize) {
+        let mut done = 0;
+        for Alone(claims) in self.claims[own..].iter().chain(&self.claims[..own]) {
+            while let Some((chunk, job)) = claims.claim() {
+                // SAFETY: this chunk belongs to the current region, whose caller does not return (and whose job does not die)
+                // before `finished` has counted this chunk.
+                let body = unsafe { (*job).body };
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(chunk))) {
+                    lock(&self.panic).get_or_insert(panic);
+                }
+                done += 1;
             }
-            if self.state.compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-                continue;
-            }
-            // SAFETY: the exchange succeeded, so this chunk belongs to the current region, whose caller does not return
-            // (and whose job does not die) before `finished` has counted this chunk.
-            let job = unsafe { &*self.job.load(Ordering::Acquire).cast::<Job<'_>>() };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (job.body)(next))) {
-                lock(&self.panic).get_or_insert(panic);
-            }
-            self.finished.fetch_add(1, Ordering::AcqRel);
         }
+        // at once: until then the region lasts, so all of them are of the same one
+        self.finished.0.fetch_add(done, Ordering::AcqRel);
     }
 
     fn worker(&self, index: usize) {
@@ -120,14 +138,14 @@ impl Shared {
         let mut spin = SPIN;
         while let Some(generation) = self.wait(index, seen, &mut spin) {
             seen = generation;
-            self.work();
+            self.work(index + 1);
         }
     }
 
     /// Waits for another generation than `seen`; none at the end of the pool.
     fn wait(&self, index: usize, seen: u64, spin: &mut Duration) -> Option<u64> {
         let news = || {
-            let generation = generation_of(self.state.load(Ordering::SeqCst));
+            let generation = self.claims[index + 1].0.generation();
             let stop = self.stop.load(Ordering::SeqCst);
             (stop || generation != seen).then_some((!stop).then_some(generation))
         };
@@ -154,7 +172,7 @@ impl Shared {
         let begin = Instant::now();
         self.parked[index].store(true, Ordering::SeqCst);
         let news = loop {
-            // from here on nobody can publish unseen: publishers look at `parked` after the state
+            // from here on nobody can publish unseen: publishers look at `parked` after the claims
             match news() {
                 Some(news) => break news,
                 None => std::thread::park(),
@@ -235,13 +253,17 @@ impl Pool {
         let shared = &*self.shared;
         let job = Job { body };
         // no chunk is claimable now: the last region's are all claimed and finished
-        let generation = generation_of(shared.state.load(Ordering::Relaxed)).wrapping_add(1) & (u64::MAX >> (2 * BITS));
-        shared.finished.store(0, Ordering::SeqCst);
-        shared.job.store((&raw const job).cast_mut().cast(), Ordering::SeqCst);
-        shared.state.store(generation << (2 * BITS) | (chunks as u64) << BITS, Ordering::SeqCst);
+        let generation = (shared.claims[0].0.generation() + 1) & (u64::MAX >> (2 * BITS));
+        shared.finished.0.store(0, Ordering::Relaxed);
+        let threads = self.threads();
+        for (i, Alone(claims)) in shared.claims.iter().enumerate().rev() {
+            claims.publish(generation, &job, chunks * i / threads..chunks * (i + 1) / threads);
+        }
+        // a worker that parks looks at its claims once more after it has said so
+        fence(Ordering::SeqCst);
         self.wake(chunks - 1);
-        shared.work();
-        let done = || shared.finished.load(Ordering::Acquire) >= chunks;
+        shared.work(0);
+        let done = || shared.finished.0.load(Ordering::Acquire) >= chunks;
         let mut begin = None;
         while !done() {
             if !shared.crowded && begin.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
@@ -349,6 +371,26 @@ mod tests {
             });
             assert!(freed.load(Ordering::SeqCst), "the caller did all other chunks while the worker was held");
         }
+    }
+
+    #[test]
+    fn each_thread_begins_with_a_range_of_its_own() {
+        const CHUNKS: usize = 101;
+        let pool = Pool::new(2).unwrap();
+        let caller = std::thread::current().id();
+        let (order, begun) = (Mutex::new([vec![], vec![]]), AtomicBool::new(false));
+        pool.run(CHUNKS, &|i| {
+            let worker = std::thread::current().id() != caller;
+            lock(&order)[usize::from(worker)].push(i);
+            if worker {
+                begun.store(true, Ordering::SeqCst);
+            } else {
+                assert!(eventually(|| begun.load(Ordering::SeqCst)));
+            }
+        });
+        let [own, others] = order.into_inner().unwrap();
+        assert_eq!((own[0], others[0]), (0, CHUNKS / 2));
+        assert!(own.is_sorted(), "what it takes from the other comes after its own: {own:?}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ super::stamp! {
     },
     bytes: {},
     pairs: [],
+    together: {},
     dense: [1 => (2, 2), 2 => (1, 2), 4 => (1, 2)],
     attend: [1 => 4, 2 => 2, 4 => 1, 6 => 1],
     gemm: 6 x 1,

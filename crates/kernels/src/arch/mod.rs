@@ -57,6 +57,9 @@ pub(crate) struct Kernels {
     pub tile: fn(bits: u32, planes: usize, rows: usize) -> Option<TileFn>,
     /// The kernel for a pair of panels of `bits` and one row of `planes`, where there are any.
     pub pair: fn(bits: u32, planes: usize) -> Option<TileFn>,
+    /// The kernel for two tiles that stand one after the other, where there are any: each block of the panel is taken by
+    /// both in turn, so that it comes from memory at half the pace.
+    pub together: fn(bits: u32, planes: usize, rows: usize) -> Option<TileFn>,
     /// Rows from which band kernels are used, by number of activation planes - 1.
     pub band_from: [usize; 3],
     /// The band kernel for a panel of `bits` and activations of `planes`.
@@ -110,6 +113,7 @@ macro_rules! stamp {
         tiles: { $($planes:literal: [$($rows:literal => ($nv:literal, $seq:literal)),* $(,)?]),* $(,)? },
         bytes: { $($bplanes:literal: [$($brows:literal => ($bnv:literal, $bseq:literal)),* $(,)?]),* $(,)? },
         pairs: [$($pplanes:literal),*],
+        together: { $($tplanes:literal: [$($trows:literal => ($tnv:literal, $tseq:literal)),* $(,)?]),* $(,)? },
         dense: [$($drows:literal => ($dnv:literal, $dchains:literal)),* $(,)?],
         attend: [$($arows:literal => $anv:literal),* $(,)?],
         gemm: $gmr:literal x $gnv:literal,
@@ -121,9 +125,11 @@ macro_rules! stamp {
         // SAFETY of the functions below: the dispatcher hands this table out only on a CPU that has the features;
         // their other preconditions are those of the generic algorithm that each one instantiates.
         $(#[target_feature(enable = $feature)])?
-        unsafe fn tile<const BITS: u32, const P: usize, const MR: usize, const NV: usize, const SEQ: bool>(a: &generic::TileArgs) {
+        unsafe fn tile<const BITS: u32, const P: usize, const MR: usize, const NV: usize, const SEQ: bool, const TILES: usize>(
+            a: &generic::TileArgs,
+        ) {
             // SAFETY: see above.
-            unsafe { generic::panel::tile::<$isa, BITS, P, MR, NV, SEQ>(a) }
+            unsafe { generic::panel::tile::<$isa, BITS, P, MR, NV, SEQ, TILES>(a) }
         }
         $(#[target_feature(enable = $feature)])?
         unsafe fn dense_tile<const E: u8, const MR: usize, const NV: usize, const CHAINS: usize>(a: &generic::DenseArgs) {
@@ -196,12 +202,25 @@ macro_rules! stamp {
         #[allow(unreachable_patterns)]
         fn tile_for(bits: u32, planes: usize, rows: usize) -> Option<TileFn> {
             match (bits, planes, rows) {
-                $($((8, $bplanes, $brows) => Some(tile::<8, $bplanes, $brows, $bnv, $bseq>),)*)*
+                $($((8, $bplanes, $brows) => Some(tile::<8, $bplanes, $brows, $bnv, $bseq, 1>),)*)*
                 $($(
-                    (2, $planes, $rows) => Some(tile::<2, $planes, $rows, $nv, $seq>),
-                    (3, $planes, $rows) => Some(tile::<3, $planes, $rows, $nv, $seq>),
-                    (4, $planes, $rows) => Some(tile::<4, $planes, $rows, $nv, $seq>),
-                    (8, $planes, $rows) => Some(tile::<8, $planes, $rows, $nv, $seq>),
+                    (2, $planes, $rows) => Some(tile::<2, $planes, $rows, $nv, $seq, 1>),
+                    (3, $planes, $rows) => Some(tile::<3, $planes, $rows, $nv, $seq, 1>),
+                    (4, $planes, $rows) => Some(tile::<4, $planes, $rows, $nv, $seq, 1>),
+                    (8, $planes, $rows) => Some(tile::<8, $planes, $rows, $nv, $seq, 1>),
+                )*)*
+                _ => None,
+            }
+        }
+
+        #[allow(clippy::match_single_binding)] // where there are none
+        fn together_for(bits: u32, planes: usize, rows: usize) -> Option<TileFn> {
+            match (bits, planes, rows) {
+                $($(
+                    (2, $tplanes, $trows) => Some(tile::<2, $tplanes, $trows, $tnv, $tseq, 2>),
+                    (3, $tplanes, $trows) => Some(tile::<3, $tplanes, $trows, $tnv, $tseq, 2>),
+                    (4, $tplanes, $trows) => Some(tile::<4, $tplanes, $trows, $tnv, $tseq, 2>),
+                    (8, $tplanes, $trows) => Some(tile::<8, $tplanes, $trows, $tnv, $tseq, 2>),
                 )*)*
                 _ => None,
             }
@@ -210,10 +229,10 @@ macro_rules! stamp {
         fn pair_for(bits: u32, planes: usize) -> Option<TileFn> {
             match (bits, planes) {
                 $(
-                    (2, $pplanes) => Some(tile::<2, $pplanes, 1, { generic::panel::PAIR }, false>),
-                    (3, $pplanes) => Some(tile::<3, $pplanes, 1, { generic::panel::PAIR }, false>),
-                    (4, $pplanes) => Some(tile::<4, $pplanes, 1, { generic::panel::PAIR }, false>),
-                    (8, $pplanes) => Some(tile::<8, $pplanes, 1, { generic::panel::PAIR }, false>),
+                    (2, $pplanes) => Some(tile::<2, $pplanes, 1, { generic::panel::PAIR }, false, 1>),
+                    (3, $pplanes) => Some(tile::<3, $pplanes, 1, { generic::panel::PAIR }, false, 1>),
+                    (4, $pplanes) => Some(tile::<4, $pplanes, 1, { generic::panel::PAIR }, false, 1>),
+                    (8, $pplanes) => Some(tile::<8, $pplanes, 1, { generic::panel::PAIR }, false, 1>),
                 )*
                 _ => None,
             }
@@ -250,6 +269,7 @@ macro_rules! stamp {
             tile_rows: [$(&[$($rows),*]),*],
             tile: tile_for,
             pair: pair_for,
+            together: together_for,
             band_from: [usize::MAX; 3],
             band: |_, _| None,
             dense_rows: &[$($drows),*],

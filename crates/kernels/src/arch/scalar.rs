@@ -198,6 +198,7 @@ super::stamp! {
     },
     bytes: {},
     pairs: [],
+    together: {},
     dense: [1 => (2, 2), 4 => (1, 2)],
     attend: [1 => 1, 4 => 1],
     gemm: 4 x 1,

@@ -223,143 +223,165 @@ unsafe fn add_chunks<V: Vector, const BITS: u32, const P: usize, const MR: usize
     }
 }
 
-/// One tile of `MR` rows of `P` planes times one panel, `NV` vectors of sixteen columns at a time, or times a [`PAIR`].
+/// One tile of `MR` rows of `P` planes times one panel, `NV` vectors of sixteen columns at a time, or times a [`PAIR`]. Or two
+/// tiles that stand one after the other, each block of the panel times one and then the other: it comes from memory at half
+/// the pace, and for the second one from the first cache. How many there are is a constant, because counting them as the
+/// kernel runs costs small tiles some per cent.
 ///
 /// # Safety
 /// The instruction set of `V`; the panel, of a pair each of both, holds every block and head of `a.blocks`; `x`, `x_scales`,
-/// `x_sums` and `out` hold what their docs say for `MR` rows.
+/// `x_sums` and `out` hold what their docs say for `MR` rows, for `TILES` tiles one after another.
 #[inline(always)]
-pub(crate) unsafe fn tile<V: Vector, const BITS: u32, const P: usize, const MR: usize, const NV: usize, const SEQ: bool>(a: &TileArgs) {
+pub(crate) unsafe fn tile<
+    V: Vector,
+    const BITS: u32,
+    const P: usize,
+    const MR: usize,
+    const NV: usize,
+    const SEQ: bool,
+    const TILES: usize,
+>(
+    a: &TileArgs,
+) {
     let sum_kinds = if P == 3 { 2 } else { 1 };
     // SAFETY: by the contract above; every offset is one that the packer or the quantizer wrote.
     unsafe {
         let vectors = NV.max(VECTORS);
-        for i in 0..MR * vectors {
+        for i in 0..TILES * MR * vectors {
             V::store_f(a.out.add(16 * i), V::splat_f(0.0));
         }
         // the bytes to the panel that vector v of a pair is in, and which one it is there
         let panel = |v: usize| if v < VECTORS { (0, v) } else { (a.other, v - VECTORS) };
+        let count = a.blocks.len();
+        let tile_x = a.blocks.last().map_or(0, |last| last.x_quads + last.padded_quads()) * P * MR;
         for (b, block) in a.blocks.iter().enumerate() {
             let head = a.panel.add(block.head);
             let data = a.panel.add(block.data);
-            let x = a.x.add(block.x_quads * P * MR);
             let plane = block.padded_quads() * MR;
-            let sum = |kind: usize, r: usize| *a.x_sums.add((b * sum_kinds + kind) * MR + r);
             let last = b + 1 == a.blocks.len();
             for r in 0..if last { a.target.rows } else { 0 } {
                 for v in 0..VECTORS {
                     V::prefetch(a.target.first.wrapping_add(r * a.target.stride + 16 * v).cast());
                 }
             }
-            let (to, stride) = if last && a.target.direct { (a.target.first, a.target.stride) } else { (a.out, PANEL) };
-            for v0 in (0..vectors).step_by(NV) {
-                let mut d = [[V::splat_f(0.0); NV]; MR];
-                if SEQ {
-                    let mut acc = [[V::splat_i(0); NV]; MR];
-                    for p in (0..P).rev() {
-                        if P == 3 && p == 1 {
-                            for r in 0..MR {
-                                for v in 0..NV {
-                                    d[r][v] = V::to_f(acc[r][v]);
-                                    acc[r][v] = V::splat_i(0);
-                                }
-                            }
-                        }
-                        if p == 0 || (P == 3 && p == 2) {
-                            let kind = usize::from(p == 2);
-                            for r in 0..MR {
-                                for v in 0..NV {
-                                    let shifted = V::shl_i::<8>(acc[r][v]);
-                                    acc[r][v] = V::add_i(shifted, zero_term::<V>(a, head, v0 + v, sum(kind, r)));
-                                }
-                            }
-                        }
-                        let mut xq = x.add(p * plane);
-                        // each pass over the block asks for its part, so that memory is never idle nor swamped
-                        let per_pass = (4 * lines(BITS)).div_ceil(P * 4 / NV);
-                        let pass = v0 / NV * P + P - 1 - p;
-                        let ask =
-                            if a.fresh && asks(BITS, NV) { pass * per_pass..((pass + 1) * per_pass).min(4 * lines(BITS)) } else { 0..0 };
-                        for c in 0..block.chunks {
-                            let line = data.add((c * 4 + v0) * lines(BITS) * 64);
-                            for l in ask.clone() {
-                                V::prefetch(data.wrapping_add((c * 4 * lines(BITS) + l) * 64 + ahead(BITS)));
-                            }
-                            let w: [[V::I; 3]; NV] = std::array::from_fn(|v| load::<V, BITS>(line.add(v * lines(BITS) * 64)));
-                            for i in 0..quads(BITS) {
-                                let xi = opaque(xq.add(i * MR));
+            for t in 0..TILES {
+                let x = a.x.add(t * tile_x + block.x_quads * P * MR);
+                let sum = |kind: usize, r: usize| *a.x_sums.add(((t * count + b) * sum_kinds + kind) * MR + r);
+                let out = a.out.add(t * MR * PANEL);
+                let (to, stride) =
+                    if last && a.target.direct { (a.target.first.add(t * MR * a.target.stride), a.target.stride) } else { (out, PANEL) };
+                for v0 in (0..vectors).step_by(NV) {
+                    let mut d = [[V::splat_f(0.0); NV]; MR];
+                    if SEQ {
+                        let mut acc = [[V::splat_i(0); NV]; MR];
+                        for p in (0..P).rev() {
+                            if P == 3 && p == 1 {
                                 for r in 0..MR {
-                                    let digit = *xi.add(r);
                                     for v in 0..NV {
-                                        match BITS {
-                                            8 => acc[r][v] = V::dot::<true>(acc[r][v], unpack::<V, BITS>(&w[v], i), digit),
-                                            _ => acc[r][v] = V::dot::<false>(acc[r][v], unpack::<V, BITS>(&w[v], i), digit),
-                                        }
+                                        d[r][v] = V::to_f(acc[r][v]);
+                                        acc[r][v] = V::splat_i(0);
                                     }
                                 }
                             }
+                            if p == 0 || (P == 3 && p == 2) {
+                                let kind = usize::from(p == 2);
+                                for r in 0..MR {
+                                    for v in 0..NV {
+                                        let shifted = V::shl_i::<8>(acc[r][v]);
+                                        acc[r][v] = V::add_i(shifted, zero_term::<V>(a, head, v0 + v, sum(kind, r)));
+                                    }
+                                }
+                            }
+                            let mut xq = x.add(p * plane);
+                            // each pass over the block asks for its part, so that memory is never idle nor swamped
+                            let per_pass = (4 * lines(BITS)).div_ceil(P * 4 / NV);
+                            let pass = v0 / NV * P + P - 1 - p;
+                            let ask = if a.fresh && t == 0 && asks(BITS, NV) {
+                                pass * per_pass..((pass + 1) * per_pass).min(4 * lines(BITS))
+                            } else {
+                                0..0
+                            };
+                            for c in 0..block.chunks {
+                                let line = data.add((c * 4 + v0) * lines(BITS) * 64);
+                                for l in ask.clone() {
+                                    V::prefetch(data.wrapping_add((c * 4 * lines(BITS) + l) * 64 + ahead(BITS)));
+                                }
+                                let w: [[V::I; 3]; NV] = std::array::from_fn(|v| load::<V, BITS>(line.add(v * lines(BITS) * 64)));
+                                for i in 0..quads(BITS) {
+                                    let xi = opaque(xq.add(i * MR));
+                                    for r in 0..MR {
+                                        let digit = *xi.add(r);
+                                        for v in 0..NV {
+                                            match BITS {
+                                                8 => acc[r][v] = V::dot::<true>(acc[r][v], unpack::<V, BITS>(&w[v], i), digit),
+                                                _ => acc[r][v] = V::dot::<false>(acc[r][v], unpack::<V, BITS>(&w[v], i), digit),
+                                            }
+                                        }
+                                    }
+                                }
+                                xq = xq.add(quads(BITS) * MR);
+                            }
+                        }
+                        for r in 0..MR {
+                            for v in 0..NV {
+                                let low = V::to_f(acc[r][v]);
+                                d[r][v] = if P == 3 { V::fma(V::splat_f(65536.0), d[r][v], low) } else { low };
+                            }
+                        }
+                    } else {
+                        let mut minus = [V::splat_i(0); NV];
+                        for v in 0..NV {
+                            let (other, at) = panel(v0 + v);
+                            minus[v] = zero_term::<V>(a, head.add(other), at, 1);
+                        }
+                        let mut acc = [[[V::splat_i(0); NV]; P]; MR];
+                        for r in 0..MR {
+                            for v in 0..NV {
+                                acc[r][0][v] = V::mul_i(minus[v], V::splat_i(sum(0, r)));
+                                if P == 3 {
+                                    acc[r][2][v] = V::mul_i(minus[v], V::splat_i(sum(1, r)));
+                                }
+                            }
+                        }
+                        let mut xq = x;
+                        for c in 0..block.chunks {
+                            let line = |v: usize| {
+                                let (other, at) = panel(v0 + v);
+                                data.add(other + (c * VECTORS + at) * lines(BITS) * 64)
+                            };
+                            if NV == PAIR && BITS == 3 && P > 1 {
+                                for_each_below!(
+                                    NV / 2,
+                                    i,
+                                    add_chunks::<V, BITS, P, MR, NV, 2>([line(2 * i), line(2 * i + 1)], 2 * i, xq, plane, &mut acc)
+                                );
+                            } else {
+                                for_each_below!(NV, v, add_chunks::<V, BITS, P, MR, NV, 1>([line(v)], v, xq, plane, &mut acc));
+                            }
                             xq = xq.add(quads(BITS) * MR);
                         }
-                    }
-                    for r in 0..MR {
-                        for v in 0..NV {
-                            let low = V::to_f(acc[r][v]);
-                            d[r][v] = if P == 3 { V::fma(V::splat_f(65536.0), d[r][v], low) } else { low };
-                        }
-                    }
-                } else {
-                    let mut minus = [V::splat_i(0); NV];
-                    for v in 0..NV {
-                        let (other, at) = panel(v0 + v);
-                        minus[v] = zero_term::<V>(a, head.add(other), at, 1);
-                    }
-                    let mut acc = [[[V::splat_i(0); NV]; P]; MR];
-                    for r in 0..MR {
-                        for v in 0..NV {
-                            acc[r][0][v] = V::mul_i(minus[v], V::splat_i(sum(0, r)));
-                            if P == 3 {
-                                acc[r][2][v] = V::mul_i(minus[v], V::splat_i(sum(1, r)));
+                        for r in 0..MR {
+                            for v in 0..NV {
+                                d[r][v] = match P {
+                                    1 => V::to_f(acc[r][0][v]),
+                                    2 => V::to_f(V::add_i(V::shl_i::<8>(acc[r][1][v]), acc[r][0][v])),
+                                    _ => {
+                                        let low = V::to_f(V::add_i(V::shl_i::<8>(acc[r][1][v]), acc[r][0][v]));
+                                        V::fma(V::splat_f(65536.0), V::to_f(acc[r][2][v]), low)
+                                    }
+                                };
                             }
                         }
                     }
-                    let mut xq = x;
-                    for c in 0..block.chunks {
-                        let line = |v: usize| {
-                            let (other, at) = panel(v0 + v);
-                            data.add(other + (c * VECTORS + at) * lines(BITS) * 64)
-                        };
-                        if NV == PAIR && BITS == 3 && P > 1 {
-                            for_each_below!(
-                                NV / 2,
-                                i,
-                                add_chunks::<V, BITS, P, MR, NV, 2>([line(2 * i), line(2 * i + 1)], 2 * i, xq, plane, &mut acc)
-                            );
-                        } else {
-                            for_each_below!(NV, v, add_chunks::<V, BITS, P, MR, NV, 1>([line(v)], v, xq, plane, &mut acc));
+                    for v in 0..NV {
+                        let (other, at) = panel(v0 + v);
+                        let s = scales::<V>(a, head.add(other), at);
+                        let (pair, column) = ((v0 + v) / VECTORS * MR * PANEL, 16 * at);
+                        for r in 0..MR {
+                            let x_scale = V::splat_f(*a.x_scales.add((t * count + b) * MR + r));
+                            let sum = V::load_f(out.add(pair + r * PANEL + column));
+                            V::store_f(to.add(pair + r * stride + column), V::fma(d[r][v], V::mul_f(s, x_scale), sum));
                         }
-                        xq = xq.add(quads(BITS) * MR);
-                    }
-                    for r in 0..MR {
-                        for v in 0..NV {
-                            d[r][v] = match P {
-                                1 => V::to_f(acc[r][0][v]),
-                                2 => V::to_f(V::add_i(V::shl_i::<8>(acc[r][1][v]), acc[r][0][v])),
-                                _ => {
-                                    let low = V::to_f(V::add_i(V::shl_i::<8>(acc[r][1][v]), acc[r][0][v]));
-                                    V::fma(V::splat_f(65536.0), V::to_f(acc[r][2][v]), low)
-                                }
-                            };
-                        }
-                    }
-                }
-                for v in 0..NV {
-                    let (other, at) = panel(v0 + v);
-                    let s = scales::<V>(a, head.add(other), at);
-                    let (pair, column) = ((v0 + v) / VECTORS * MR * PANEL, 16 * at);
-                    for r in 0..MR {
-                        let x_scale = V::splat_f(*a.x_scales.add(b * MR + r));
-                        let sum = V::load_f(a.out.add(pair + r * PANEL + column));
-                        V::store_f(to.add(pair + r * stride + column), V::fma(d[r][v], V::mul_f(s, x_scale), sum));
                     }
                 }
             }
