@@ -6,7 +6,7 @@ use crate::pack::{BlockAt, PackedMatrix, STEP};
 use crate::threads::Pool;
 use std::ops::Range;
 
-/// How precisely activations enter a matmul with quantized weights. A property of the request, the same for every row.
+/// How precisely activations enter a matmul. A property of the request, the same for every row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Activations {
     /// 16-bit integers per block of 128: closer to f32 than half precision is. The default.
@@ -14,7 +14,8 @@ pub enum Activations {
     Exact,
     /// 24-bit integers: as good as f32.
     Strict,
-    /// 8-bit integers per block of 128: fast prefill, errors of about one per cent.
+    /// 8-bit integers per block of 128: fast prefill, errors of about one per cent. Weights that are `bf16` take activations
+    /// rounded to `bf16`, half a unit of whose last bit is 0.4 per cent.
     Int8,
 }
 

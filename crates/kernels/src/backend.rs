@@ -4,7 +4,7 @@ use crate::activations::{Activations, Cut, Input, Out, QuantizedInput, Tile, gro
 use crate::aligned::Lines;
 use crate::arch::generic::dense::Element;
 use crate::arch::generic::{self, DenseArgs, DigitOrder, Target, TileArgs};
-use crate::arch::{self, BAND_TILES, Kernels, TileFn, band_rows, processor};
+use crate::arch::{self, BAND_TILES, Kernels, RoundedFor, TileFn, band_rows, processor};
 use crate::dense::PackedDense;
 use crate::pack::{PANEL, PackedMatrix};
 use crate::threads::Pool;
@@ -120,13 +120,22 @@ pub(crate) struct Place<'a> {
     pub first: usize,
     /// The input as floats, for a dense weight; see [`Backend::floats`].
     pub floats: &'a [f32],
+    pub activations: Activations,
 }
 
-/// Floats from one row of a dense weight's input to the next. Rows a power of two apart would all want the same few lines
-/// of the first cache.
-const fn dense_stride(k: usize) -> usize {
+/// Whether a weight of this type takes activations rounded to `bf16`; see [`generic::rounded`].
+fn rounds(dtype: DType, activations: Activations) -> bool {
+    dtype == DType::BF16 && activations == Activations::Int8
+}
+
+/// Floats from one row of a dense weight's input to the next, and from its floats to its rounded pairs. Rows a power of two
+/// apart would all want the same few lines of the first cache.
+fn dense_stride(k: usize, activations: Activations) -> (usize, usize) {
     const LINE: usize = 16;
-    k.next_multiple_of(LINE) + LINE
+    let floats = k.next_multiple_of(LINE);
+    let pairs = if activations == Activations::Int8 { k.div_ceil(2).next_multiple_of(LINE) } else { 0 };
+    let all = floats + pairs + LINE;
+    (if all.is_multiple_of(2 * LINE) { all + LINE } else { all }, floats)
 }
 
 /// Bytes of activations that are multiplied with a panel before the next panel comes: with the panel they fit the second
@@ -144,6 +153,8 @@ pub struct Backend {
     pub(crate) pool: Pool,
     /// Whether panels are taken in pairs where one row is multiplied.
     pairs: bool,
+    /// Kernels for rounded activations in place of the table's.
+    bf16_dots: Option<RoundedFor>,
 }
 
 impl Backend {
@@ -158,7 +169,7 @@ impl Backend {
 
     /// A backend for a table that this machine can run.
     pub(crate) fn with(kernels: &'static Kernels, threads: usize) -> Result<Self, KernelError> {
-        Ok(Self { kernels, pool: Pool::new(threads)?, pairs: processor::reads_pairs() })
+        Ok(Self { kernels, pool: Pool::new(threads)?, pairs: processor::reads_pairs(), bf16_dots: arch::bf16_dots(kernels.isa) })
     }
 
     /// Has one row multiplied with panels side by side or one after another, where the instruction set has kernels for
@@ -166,6 +177,17 @@ impl Backend {
     #[must_use]
     pub fn in_pairs(self, pairs: bool) -> Self {
         Self { pairs, ..self }
+    }
+
+    /// Does without dot products of pairs of `bf16`, where the processor has them. The bits of a result are the same.
+    #[must_use]
+    pub fn without_bf16_dots(self) -> Self {
+        Self { bf16_dots: None, ..self }
+    }
+
+    /// How many multiply-adds of an unquantized weight count as one of floats: instructions for pairs do two.
+    pub fn dense_rate(&self, dtype: DType, activations: Activations) -> f64 {
+        if rounds(dtype, activations) && self.bf16_dots.is_some() { 2.0 } else { 1.0 }
     }
 
     /// The instruction set in use.
@@ -225,11 +247,18 @@ impl Backend {
             self.cut(chunks, Chunk { product: i, input, panels: (0, 0), tiles: (0, cut.tiles.len()) }, weight, cut, activations, bytes);
         }
         if let Some(k) = dense {
-            self.floats(whole, m, k, &|i, row| x.make(self.kernels, i, row));
+            self.floats(whole, m, k, activations, &|i, row| x.make(self.kernels, i, row));
         }
         let floats = &whole[..];
         // SAFETY (of the writes of `run`): each chunk writes columns of its own of one `out`, whose length was checked.
-        let outs = products.iter_mut().map(|p| Place { weight: p.weight, out: Out(p.out.as_mut_ptr()), add: p.add, first: 0, floats });
+        let outs = products.iter_mut().map(|p| Place {
+            weight: p.weight,
+            out: Out(p.out.as_mut_ptr()),
+            add: p.add,
+            first: 0,
+            floats,
+            activations,
+        });
         let mut flat: [Option<Place<'_>>; 4] = [None; 4];
         assert!(outs.len() <= flat.len(), "at most four weights share an input");
         flat.iter_mut().zip(outs).for_each(|(f, o)| *f = Some(o));
@@ -387,11 +416,25 @@ impl Backend {
         }
     }
 
-    /// Has `fill` write the rows of a dense weight's input, `[rows, k]`, to `room`, a little apart from each other.
-    pub(crate) fn floats(&self, room: &mut Vec<f32>, rows: usize, k: usize, fill: &(dyn Fn(usize, &mut [f32]) + Sync)) {
-        let stride = dense_stride(k);
+    /// Has `fill` write the rows of a dense weight's input, `[rows, k]`, to `room`, a little apart from each other. Behind
+    /// each stand its rounded pairs, where weights may take those.
+    pub(crate) fn floats(
+        &self,
+        room: &mut Vec<f32>,
+        rows: usize,
+        k: usize,
+        activations: Activations,
+        fill: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) {
+        let (stride, pairs) = dense_stride(k, activations);
         grow(room, rows * stride);
-        self.rows(&mut room[..rows * stride], stride, &|i, row| fill(i, &mut row[..k]));
+        self.rows(&mut room[..rows * stride], stride, &|i, row| {
+            let (row, rounded) = row.split_at_mut(pairs);
+            fill(i, &mut row[..k]);
+            if activations == Activations::Int8 {
+                generic::rounded::pairs(&row[..k], rounded);
+            }
+        });
     }
 
     fn dense_panel(&self, w: &PackedDense, tiles: &[Tile], p: usize, to: &Place<'_>) {
@@ -401,13 +444,18 @@ impl Backend {
             _ => Element::F32,
         };
         let (k, x) = (w.in_features, to.floats);
+        let (stride, pairs) = dense_stride(k, to.activations);
+        let rounded = rounds(w.dtype, to.activations);
+        let (from, len) = if rounded { (pairs, k.div_ceil(2)) } else { (0, k) };
         let Lines(result) = &mut Lines([0.0f32; PANEL * MAX_ROWS]);
         for t in tiles {
-            let kernel = (self.kernels.dense)(element, t.rows).expect("tiles are cut to sizes that have kernels");
+            let kernel =
+                if rounded { self.bf16_dots.unwrap_or(self.kernels.rounded)(t.rows) } else { (self.kernels.dense)(element, t.rows) };
+            let kernel = kernel.expect("tiles are cut to sizes that have kernels");
             // padding rows read the first row again; their results are dropped
-            let rows = std::array::from_fn(|r| x[(t.start + if r < t.count { r } else { 0 }) * dense_stride(k)..][..k].as_ptr());
-            // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, the rows K floats each,
-            // `result` MAX_ROWS rows.
+            let rows = std::array::from_fn(|r| x[(t.start + if r < t.count { r } else { 0 }) * stride + from..][..len].as_ptr());
+            // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, the rows K floats each or
+            // the pairs of so many, `result` MAX_ROWS rows.
             unsafe { kernel(&DenseArgs { panel: w.panel(p).as_ptr(), k, x: rows, out: result.as_mut_ptr() }) };
             store(result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
         }

@@ -331,7 +331,9 @@ impl Backend {
         let half = Half { parts: 2, weight: &weight, x: Input::Rows(x), pick: Some(&tokens), rows: m };
         self.prepare(scratch, &half, activations);
         if scratch.segments.iter().any(|&s| (0..2).any(|part| matches!(weight(s, part), Weight::Dense(_)))) {
-            self.floats(&mut floats, tokens.len(), hidden, &|i, row| Input::Rows(x).make(self.kernels, tokens[i] as usize, row));
+            self.floats(&mut floats, tokens.len(), hidden, activations, &|i, row| {
+                Input::Rows(x).make(self.kernels, tokens[i] as usize, row)
+            });
         }
         grow(&mut scratch.gate, total * width);
         grow(&mut scratch.up, total * width);
@@ -345,7 +347,7 @@ impl Backend {
             let segment = segments[product / 2];
             let part = product % 2;
             let (out, first) = if segment.expert == SHARED { (shared_outs[part], total) } else { (outs[part], 0) };
-            Some(Place { weight: weight(segment, part), out, add: false, first, floats: &floats })
+            Some(Place { weight: weight(segment, part), out, add: false, first, floats: &floats, activations })
         });
         (scratch.tokens, scratch.floats) = (tokens, floats);
 
@@ -381,7 +383,7 @@ impl Backend {
         let x = Input::Gated { gate: &gate, up: &up, stride: width };
         self.prepare(scratch, &Half { parts: 1, weight: &weight, x, pick: None, rows: total }, activations);
         if scratch.segments.iter().any(|&s| matches!(weight(s, 0), Weight::Dense(_))) {
-            self.floats(&mut scratch.floats, total, width, &|i, row| x.make(self.kernels, i, row));
+            self.floats(&mut scratch.floats, total, width, activations, &|i, row| x.make(self.kernels, i, row));
         }
         let routed = scratch.segments.len();
         if let (Some(s), Some(_)) = (shared, shared_segment) {
@@ -396,7 +398,7 @@ impl Backend {
                     (0, scratch.inputs[input].tiles.len())
                 }
                 Weight::Dense(_) => {
-                    self.floats(&mut scratch.shared_floats, m, shared_width, &|i, row| x.make(self.kernels, i, row));
+                    self.floats(&mut scratch.shared_floats, m, shared_width, activations, &|i, row| x.make(self.kernels, i, row));
                     let from = scratch.dense_tiles.len();
                     add_tiles(0..m, self.kernels.dense_rows, &mut 0, &mut scratch.dense_tiles);
                     (from, scratch.dense_tiles.len())
@@ -417,8 +419,10 @@ impl Backend {
         let segments = &scratch.segments;
         let (floats, shared_floats) = (&scratch.floats, &scratch.shared_floats);
         self.run(&scratch.chunks, &scratch.inputs, &scratch.dense_tiles, &|product| match segments.get(product) {
-            Some(&segment) => Some(Place { weight: weight(segment, 0), out, add: false, first: 0, floats }),
-            None => shared.map(|s| Place { weight: &s.expert.down, out: shared_out, add: false, first: 0, floats: shared_floats }),
+            Some(&segment) => Some(Place { weight: weight(segment, 0), out, add: false, first: 0, floats, activations }),
+            None => {
+                shared.map(|s| Place { weight: &s.expert.down, out: shared_out, add: false, first: 0, floats: shared_floats, activations })
+            }
         });
         (scratch.gate, scratch.up, scratch.shared_gate, scratch.shared_up) = (gate, up, shared_gate, shared_up);
     }

@@ -244,6 +244,62 @@ fn dense_weights() {
     }
 }
 
+/// One weight times one activation of a chain, by the definition: denormal weights count as 0, activations are rounded to
+/// `bf16` after they were made 2^64 times as large, and are 0 below 2^20.
+fn rounded_step(w: half::bf16, x: f32, sum: f32) -> f32 {
+    let w = if w.to_f32().is_subnormal() { 0.0 } else { w.to_f32() };
+    let x = x * 2f32.powi(64);
+    let x = if x.abs() < 2f32.powi(20) { 0.0 } else { half::bf16::from_f32(x).to_f32() };
+    w.mul_add(x, sum)
+}
+
+#[test]
+fn dense_weights_take_rounded_activations_with_int8() {
+    let mut rng = Rng(78);
+    for (k, n) in [(1, 1), (31, 33), (100, 64), (129, 130), (64, 7), (300, 65)] {
+        // every size there is: large, small, denormal, and sums that cancel
+        let sizes = [1.0, 1.0, 1e-3, -1.0, 1e-20, 1e-37, 1e-39, 1e4];
+        let mut stored: Vec<half::bf16> =
+            rng.floats(k * n).iter().enumerate().map(|(i, v)| half::bf16::from_f32(v * sizes[i % 8])).collect();
+        stored[0] = half::bf16::from_bits(1);
+        let tensor = DenseTensor::new(DType::BF16, vec![n, k], stored.iter().flat_map(|v| v.to_le_bytes()).collect()).unwrap();
+        let bias = rng.floats(n);
+        let weight = Weight::Dense(Arc::new(PackedDense::new(&tensor, Some(bias.clone())).unwrap()));
+        for m in [1, 2, 3, 5, 7, 16, 17] {
+            let sizes = [1.0, -1.0, 1e-2, 1e3, 1e-14, 1e-30, 1e-40];
+            let x: Vec<f32> = rng.floats(m * k).iter().enumerate().map(|(i, v)| v * sizes[i % 7]).collect();
+            for isa in Isa::available() {
+                let backends = [Backend::new(isa, 2).unwrap(), Backend::new(isa, 1).unwrap().without_bf16_dots()];
+                for (which, backend) in backends.iter().enumerate() {
+                    let mut y = vec![0.0; m * n];
+                    let products = &mut [Product::new(&weight, &mut y)];
+                    backend.matmul(&mut MatmulScratch::default(), Input::Rows(&x), m, Activations::Int8, products);
+                    for (i, got) in y.iter().enumerate() {
+                        let (row, column) = (&x[i / n * k..][..k], &stored[i % n * k..][..k]);
+                        let mut sum = 0.0;
+                        for (x, w) in row.chunks(2).zip(column.chunks(2)) {
+                            // the odd one of a pair first
+                            for (x, w) in x.iter().zip(w).rev() {
+                                sum = rounded_step(*w, *x, sum);
+                            }
+                        }
+                        let want = sum * 2f32.powi(-64) + bias[i % n];
+                        assert_eq!(got.to_bits(), want.to_bits(), "[{k}, {n}] m={m} {isa:?} {which}: {got} for {want}");
+                        let exact: f64 = row.iter().zip(column).map(|(x, w)| f64::from(*x) * w.to_f64()).sum();
+                        let size: f64 = row.iter().zip(column).map(|(x, w)| (f64::from(*x) * w.to_f64()).abs()).sum();
+                        // half a unit of the last of eight bits for each activation, one rounding of each sum and of the bias,
+                        // and what of activations below 2^-44 is taken for 0
+                        let roundings = 6e-8 * (k as f64 + 2.0);
+                        let least: f64 = column.iter().map(|w| w.to_f64().abs()).sum::<f64>() * 2f64.powi(-44);
+                        let allowed = size / 256.0 + (size + f64::from(bias[i % n].abs())) * roundings + least;
+                        assert!((f64::from(*got) - exact - f64::from(bias[i % n])).abs() <= allowed, "[{k}, {n}] m={m} {got} {exact}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]

@@ -70,6 +70,8 @@ impl Moe {
     pub fn route(&self, backend: &Backend, x: &[f32], activations: Activations, matmul: &mut MatmulScratch, scratch: &mut MoeScratch) {
         let routing = &self.config.routing;
         let m = x.len() / self.router.in_features();
+        // which experts a token goes to is not to hang by eight bits, and costs next to nothing
+        let activations = if activations == Activations::Int8 { Activations::Exact } else { activations };
         let MoeScratch { logits, shared, choices, .. } = scratch;
         let logits = room(logits, m * routing.experts);
         match self.shared_gate() {

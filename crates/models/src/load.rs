@@ -11,7 +11,7 @@ use billfish_formats::{BiasRule, Checkpoint, LinearWeight, Rows};
 use billfish_kernels::{
     Activations, Backend, Expert, Experts, KvScales, KvType, PackedDense, PackedMatrix, Pool, Table, Weight, share_orders,
 };
-use billfish_tensor::{ActivationScale, DenseTensor};
+use billfish_tensor::{ActivationScale, DType, DenseTensor};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
@@ -58,6 +58,8 @@ pub struct ModuleUse {
     pub out_features: usize,
     /// Width of a code as the folder has it, none if the module is dense.
     pub bits: Option<u32>,
+    /// How a dense module's weights are stored, none if the module is quantized.
+    pub dense: Option<DType>,
     /// Whether it is the output head, which runs for those tokens only whose logits are asked for.
     pub head: bool,
     /// The scale that 8-bit activations have.
@@ -68,9 +70,9 @@ pub struct ModuleUse {
 
 impl ModuleUse {
     fn of(module: &str, weight: &Weight, head: bool) -> Self {
-        let (bits, activation_scale) = match weight {
-            Weight::Quantized(w) => (Some(w.bits()), w.activation_scale()),
-            Weight::Dense(_) => (None, ActivationScale::Block),
+        let (bits, dense, activation_scale) = match weight {
+            Weight::Quantized(w) => (Some(w.bits()), None, w.activation_scale()),
+            Weight::Dense(w) => (None, Some(w.dtype()), ActivationScale::Block),
         };
         ModuleUse {
             module: module.into(),
@@ -79,6 +81,7 @@ impl ModuleUse {
             in_features: weight.in_features(),
             out_features: weight.out_features(),
             bits,
+            dense,
             head,
             activation_scale,
             share: 1.0,

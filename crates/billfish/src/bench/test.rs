@@ -122,9 +122,9 @@ impl Cost {
             } else {
                 work.bytes += m.bytes as f64;
             }
-            match m.bits {
-                Some(_) => work.dots += 2.0 * weights * planes,
-                None => work.fmas += 2.0 * weights,
+            match m.dense {
+                None => work.dots += 2.0 * weights * planes,
+                Some(dtype) => work.fmas += 2.0 * weights / model.backend().dense_rate(dtype, model.activations()),
             }
             cost.weights[usize::from(m.head)] += weights;
         }

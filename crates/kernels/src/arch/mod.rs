@@ -12,6 +12,8 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod dotprod;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -29,6 +31,9 @@ use generic::{AttendArgs, DenseArgs, GemmArgs, QuantizeArgs, TileArgs};
 pub(crate) type TileFn = unsafe fn(&TileArgs);
 /// A kernel over one dense panel; see [`generic::dense::tile`].
 pub(crate) type DenseFn = unsafe fn(&DenseArgs);
+
+/// Finds the kernel for a tile of so many rows; see [`generic::rounded::tile`].
+pub(crate) type RoundedFor = fn(rows: usize) -> Option<DenseFn>;
 
 /// A kernel over 1 to [`BAND_TILES`] tiles of [`band_rows`] rows and one panel; see `amx::kernel::band`. It takes what a
 /// tile kernel takes, for each tile of rows after another: digits in [`generic::DigitOrder::Steps`], scales and sums; its
@@ -68,6 +73,8 @@ pub(crate) struct Kernels {
     pub dense_rows: &'static [usize],
     /// The kernel for dense weights of an element size class (see [`generic::dense::Element`]) and tiles of `rows`.
     pub dense: fn(generic::dense::Element, usize) -> Option<DenseFn>,
+    /// The kernel for `bf16` weights and tiles of `rows` of rounded activations, for the same rows.
+    pub rounded: RoundedFor,
     /// Quantizes one row of activations, by number of planes - 1.
     pub quantize: [unsafe fn(&QuantizeArgs); 3],
     /// Rows that an attention kernel exists for, ascending.
@@ -250,6 +257,10 @@ macro_rules! stamp {
             }
         }
 
+        super::stamp_rounded! {
+            vector: $isa, pairs: generic::rounded::Fused, features: [$($feature)?], rows: [$($drows => 2),*]
+        }
+
         fn attend_for(kind: KvType, rows: usize) -> Option<AttendFn> {
             if kind.is_quantized() {
                 return attend_coded(kind, rows);
@@ -274,6 +285,7 @@ macro_rules! stamp {
             band: |_, _| None,
             dense_rows: &[$($drows),*],
             dense: dense_for,
+            rounded: rounded_for,
             quantize: [quantize::<1>, quantize::<2>, quantize::<3>],
             attend_rows: &[$($arows),*],
             attend_coded_rows: CODED_ROWS,
@@ -325,6 +337,39 @@ macro_rules! stamp_coded {
     };
 }
 use stamp_coded;
+
+/// Stamps out the kernels for activations rounded to `bf16`; apart, because they exist for one more instruction than tables.
+macro_rules! stamp_rounded {
+    (vector: $vector:ty, pairs: $pairs:ty, features: [$($feature:literal)?], rows: [$($rows:literal => $nv:literal),*]) => {
+        // SAFETY of the function below: as those of `stamp`.
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn rounded_tile<const MR: usize, const NV: usize>(a: &crate::arch::generic::DenseArgs) {
+            // SAFETY: see above.
+            unsafe { crate::arch::generic::rounded::tile::<$vector, $pairs, MR, NV>(a) }
+        }
+
+        pub(super) fn rounded_for(rows: usize) -> Option<crate::arch::DenseFn> {
+            match rows {
+                $($rows => Some(rounded_tile::<$rows, $nv>),)*
+                _ => None,
+            }
+        }
+    };
+}
+use stamp_rounded;
+
+/// Kernels for rounded activations that are better than those of the table of `isa`, if this processor has any.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn bf16_dots(isa: Isa) -> Option<RoundedFor> {
+    let found = matches!(isa, Isa::Avx512 | Isa::Amx) && bf16::works();
+    found.then_some(bf16::rounded_for)
+}
+
+/// See the other one.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn bf16_dots(_: Isa) -> Option<RoundedFor> {
+    None
+}
 
 /// The table of `isa`. The caller must have checked [`Isa::is_available`].
 pub(crate) fn kernels(isa: Isa) -> &'static Kernels {

@@ -8,6 +8,7 @@ pub(crate) mod math;
 pub(crate) mod panel;
 pub(crate) mod probe;
 pub(crate) mod quantize;
+pub(crate) mod rounded;
 
 pub(crate) use attention::AttendArgs;
 pub(crate) use dense::DenseArgs;
