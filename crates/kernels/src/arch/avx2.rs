@@ -227,6 +227,11 @@ impl<const VNNI: bool> Vector for Ymm<VNNI> {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        // SAFETY: a hint, valid for any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_d(p: *const f64) -> Self::D {
         // SAFETY: valid for 8 floats.
         unsafe { [_mm256_loadu_pd(p), _mm256_loadu_pd(p.add(4))] }

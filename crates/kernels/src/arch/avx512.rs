@@ -177,6 +177,11 @@ impl Vector for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        // SAFETY: a hint, valid for any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_d(p: *const f64) -> Self::D {
         // SAFETY: valid for 8 floats.
         unsafe { _mm512_loadu_pd(p) }

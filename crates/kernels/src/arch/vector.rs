@@ -122,6 +122,10 @@ pub(crate) trait Vector: Copy {
     /// Asks for the cache line at `p` (a hint; any address).
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
+    /// Asks for the cache line at `p` in the second cache (a hint; any address). More can be under way to it than to the first
+    /// (Zen 4: 24 lines, which is 13 GB/s at 120 ns).
+    #[inline(always)]
+    unsafe fn prefetch_far(_p: *const u8) {}
 
     /// The lanes as an array.
     #[inline(always)]

@@ -85,7 +85,7 @@ pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usi
                     if CHAINS == 1 {
                         let share = 2 * PANEL * size * NV / 8;
                         let next = (k0 + stretch) * PANEL * size + (part * stretch + k - k0) / 2 * share;
-                        V::prefetch(a.panel.wrapping_add(next));
+                        V::prefetch_far(a.panel.wrapping_add(next));
                     }
                     for c in 0..CHAINS {
                         let w: [V::F; NV] = std::array::from_fn(|v| load(k + first + c, v0 + v));

@@ -91,9 +91,9 @@ impl<V: Vector> Pairs<V> for Fused {
 }
 
 /// Pairs of k after which one set of columns gives way to the next; see [`super::dense`]. Where rows, too, give way to
-/// others, this stretch, the next one and the activations are all to stay in the first cache.
+/// others, more comes between, and a stretch is shorter so that it stays in the first cache.
 const fn stretch(rows: usize) -> usize {
-    if rows > ROWS { 16 } else { 32 }
+    if rows > ROWS { 32 } else { 64 }
 }
 
 /// Rows of a tile that are multiplied at a time, so that registers hold the sums of two vectors of columns of each.
@@ -137,7 +137,7 @@ pub(crate) unsafe fn tile<V: Vector, D: Pairs<V>, const MR: usize, const NV: usi
                             // each set of columns asks for its part of the next stretch
                             let line = (from + stretch) * 2 * ROW + (v0 * stretch + (i - from) * NV) * 64;
                             for l in 0..NV {
-                                V::prefetch(a.panel.wrapping_add(line + 64 * l));
+                                V::prefetch_far(a.panel.wrapping_add(line + 64 * l));
                             }
                         }
                         for v in (0..NV).step_by(2) {
