@@ -142,8 +142,11 @@ fn bench_serve_counts_what_the_server_counts() {
     let file = dir.path().join("r.json");
     let url = format!("http://{}", served.address);
     let bench = |args: &[&str]| {
-        let base = ["bench", "serve", &url, "--num-prompts", "6", "--random-input-len", "8", "--random-output-len", "5", "--ignore-eos"];
-        let mut command = billfish(&[&base[..], &["--max-concurrency", "3", "--result-filename", file.to_str().unwrap()], args].concat());
+        let base = ["bench", "serve", &url, "--num-prompts", "6", "--ignore-eos", "--max-concurrency", "3"];
+        // options of random prompts are refused with those of files
+        let lengths: &[&str] =
+            if args.contains(&"--dataset-name") { &[] } else { &["--random-input-len", "8", "--random-output-len", "5"] };
+        let mut command = billfish(&[&base[..], &["--result-filename", file.to_str().unwrap()], lengths, args].concat());
         command.env("OPENAI_API_KEY", "secret");
         common::output(command)
     };
@@ -189,7 +192,12 @@ fn bench_serve_counts_what_the_server_counts() {
     assert!(code == 0 && total % 6 == 0 && (6..=48).contains(&total), "{out}{err}");
     for (args, words) in [
         (&["--goodput", "itl:3"][..], &["itl:3", "ttft:500"][..]),
-        (&["--burstiness", "0"], &["--burstiness"]),
+        (&["--burstiness", "0", "--request-rate", "5"], &["--burstiness", "above 0"]),
+        (&["--burstiness", "2"], &["--burstiness", "--request-rate"]),
+        (&["--disable-shuffle"], &["--disable-shuffle", "sharegpt or custom", "found random"]),
+        (&["--custom-output-len", "3"], &["--custom-output-len", "custom"]),
+        (&["--dataset-name", "custom", "--dataset-path", "x", "--random-prefix-len", "2"], &["--random-prefix-len", "found custom"]),
+        (&["--dataset-name", "custom", "--dataset-path", "x", "--sharegpt-output-len", "2"], &["--sharegpt-output-len", "sharegpt"]),
         (&["--random-range-ratio", "1"], &["--random-range-ratio"]),
         (&["--dataset-name", "custom"], &["--dataset-path"]),
         (&["--dataset-path", "x"], &["--dataset-name"]),

@@ -19,6 +19,16 @@ enum Dataset {
     Custom,
 }
 
+impl Dataset {
+    fn name(self) -> &'static str {
+        match self {
+            Dataset::Random => "random",
+            Dataset::Sharegpt => "sharegpt",
+            Dataset::Custom => "custom",
+        }
+    }
+}
+
 #[derive(clap::Args)]
 pub struct PromptArgs {
     /// Where prompts come from
@@ -30,24 +40,24 @@ pub struct PromptArgs {
     /// Take the prompts of a file from the beginning instead of in an order by the seed
     #[arg(long)]
     disable_shuffle: bool,
-    /// Tokens of each random prompt
-    #[arg(long, visible_alias = "input-len", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
-    random_input_len: u32,
-    /// Tokens to generate for each random prompt
-    #[arg(long, visible_alias = "output-len", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
-    random_output_len: u32,
-    /// Spread both lengths evenly from (1 - R) to (1 + R) times what they are
-    #[arg(long, value_name = "R", default_value_t = 0.0)]
-    random_range_ratio: f64,
-    /// Tokens before each random prompt that are the same in all
-    #[arg(long, default_value_t = 0)]
-    random_prefix_len: u32,
+    /// Tokens of each random prompt [default: 1024]
+    #[arg(long, visible_alias = "input-len", value_parser = clap::value_parser!(u32).range(1..))]
+    random_input_len: Option<u32>,
+    /// Tokens to generate for each random prompt [default: 128]
+    #[arg(long, visible_alias = "output-len", value_parser = clap::value_parser!(u32).range(1..))]
+    random_output_len: Option<u32>,
+    /// Spread both lengths evenly from (1 - R) to (1 + R) times what they are [default: 0]
+    #[arg(long, value_name = "R")]
+    random_range_ratio: Option<f64>,
+    /// Tokens before each random prompt that are the same in all [default: 0]
+    #[arg(long)]
+    random_prefix_len: Option<u32>,
     /// Tokens to generate for each conversation [default: as many as its answer has]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     sharegpt_output_len: Option<u32>,
-    /// Tokens to generate for a line that does not say
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
-    custom_output_len: u32,
+    /// Tokens to generate for a line that does not say [default: 256]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    custom_output_len: Option<u32>,
 }
 
 /// A prompt, and how many tokens to generate.
@@ -72,11 +82,11 @@ impl PromptArgs {
     /// # Errors
     /// A file that cannot be read or has other contents, options that do not go together.
     pub fn prompts(&self, target: &Target, model: &str, chat: bool, count: usize, seed: u64) -> Result<Vec<Prompt>> {
+        self.check()?;
         if self.dataset_name == Dataset::Random {
-            ensure!(self.dataset_path.is_none(), "--dataset-path: random prompts have no file; give --dataset-name sharegpt or custom");
             return self.random(target, model, chat, count, seed);
         }
-        let name = if self.dataset_name == Dataset::Sharegpt { "sharegpt" } else { "custom" };
+        let name = self.dataset_name.name();
         let Some(path) = &self.dataset_path else { bail!("--dataset-name {name}: give its file with --dataset-path") };
         let text = std::fs::read_to_string(path).with_context(|| format!("{}: the prompts cannot be read", path.display()))?;
         let mut all = match self.dataset_name {
@@ -105,8 +115,34 @@ impl PromptArgs {
         Ok(chosen.iter().cycle().take(count).cloned().collect())
     }
 
+    /// That each option given is one of the dataset.
+    fn check(&self) -> Result<()> {
+        use Dataset::{Custom, Random, Sharegpt};
+        let options: [(bool, &str, &[Dataset]); 8] = [
+            (self.dataset_path.is_some(), "--dataset-path", &[Sharegpt, Custom]),
+            (self.disable_shuffle, "--disable-shuffle", &[Sharegpt, Custom]),
+            (self.random_input_len.is_some(), "--random-input-len", &[Random]),
+            (self.random_output_len.is_some(), "--random-output-len", &[Random]),
+            (self.random_range_ratio.is_some(), "--random-range-ratio", &[Random]),
+            (self.random_prefix_len.is_some(), "--random-prefix-len", &[Random]),
+            (self.sharegpt_output_len.is_some(), "--sharegpt-output-len", &[Sharegpt]),
+            (self.custom_output_len.is_some(), "--custom-output-len", &[Custom]),
+        ];
+        for (given, option, of) in options {
+            let names = || of.iter().map(|d| d.name()).collect::<Vec<_>>().join(" or ");
+            let found = self.dataset_name.name();
+            ensure!(
+                !given || of.contains(&self.dataset_name),
+                "{option}: it is for --dataset-name {}, found {found}; leave one out",
+                names()
+            );
+        }
+        Ok(())
+    }
+
     fn random(&self, target: &Target, model: &str, chat: bool, count: usize, seed: u64) -> Result<Vec<Prompt>> {
-        let ratio = self.random_range_ratio;
+        let ratio = self.random_range_ratio.unwrap_or(0.0);
+        let (input_len, output_len) = (self.random_input_len.unwrap_or(1024), self.random_output_len.unwrap_or(128));
         ensure!((0.0..1.0).contains(&ratio), "--random-range-ratio: expected a number from 0 to below 1, found {ratio}");
         // prompts of tokens have exactly as many as asked for
         let vocabulary = if chat { None } else { tokens(target, model, &WORDS.join(" ")).filter(|t| !t.is_empty()) };
@@ -115,12 +151,12 @@ impl PromptArgs {
             let (low, high) = (f64::from(middle) * (1.0 - ratio), f64::from(middle) * (1.0 + ratio));
             ((low.floor() + (high.ceil() - low.floor() + 1.0) * f64::from(unit) / f64::from(1 << 20)) as usize).max(1)
         };
-        let prefix = random_tokens(self.random_prefix_len as usize, 1 << 30, seed ^ 0x9ef1);
+        let prefix = random_tokens(self.random_prefix_len.unwrap_or(0) as usize, 1 << 30, seed ^ 0x9ef1);
         let one = |i: usize| {
             let (input, output) = if ratio > 0.0 {
-                (length(self.random_input_len, lengths[2 * i]), length(self.random_output_len, lengths[2 * i + 1]))
+                (length(input_len, lengths[2 * i]), length(output_len, lengths[2 * i + 1]))
             } else {
-                (self.random_input_len as usize, self.random_output_len as usize)
+                (input_len as usize, output_len as usize)
             };
             let own = random_tokens(input, 1 << 30, seed.wrapping_add(i as u64));
             let all = prefix.iter().chain(&own).map(|t| *t as usize);
@@ -156,7 +192,7 @@ impl PromptArgs {
             let wrong = || format!(r#"{}: line {}: expected {{"prompt": "…"}}"#, path.display(), i + 1);
             let value: Value = serde_json::from_str(line).with_context(wrong)?;
             let output = match &value["output_tokens"] {
-                Value::Null => self.custom_output_len as usize,
+                Value::Null => self.custom_output_len.unwrap_or(256) as usize,
                 n => n.as_u64().filter(|n| *n > 0).with_context(|| format!("{}: output_tokens above 0, found {n}", wrong()))? as usize,
             };
             Ok((value["prompt"].as_str().with_context(wrong)?.to_owned(), Output::Tokens(output)))

@@ -54,9 +54,9 @@ pub struct Args {
     /// Requests a second, at random times; inf sends all at once
     #[arg(long, default_value_t = f64::INFINITY)]
     request_rate: f64,
-    /// How evenly they come: 1 at random, less in bursts, more at even times (shape of a gamma distribution)
-    #[arg(long, default_value_t = 1.0)]
-    burstiness: f64,
+    /// How evenly they come at a --request-rate: 1 at random, less in bursts, more at even times (shape of a gamma distribution) [default: 1]
+    #[arg(long)]
+    burstiness: Option<f64>,
     /// Requests at once at most
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_concurrency: Option<u32>,
@@ -133,8 +133,12 @@ pub fn run(args: &Args) -> Result<()> {
     if args.request_rate.is_nan() || args.request_rate <= 0.0 {
         bail!("--request-rate: expected a number above 0 or inf, found {}", args.request_rate);
     }
-    if !args.burstiness.is_finite() || args.burstiness <= 0.0 {
-        bail!("--burstiness: expected a number above 0, found {}", args.burstiness);
+    let burstiness = args.burstiness.unwrap_or(1.0);
+    if args.burstiness.is_some() && args.request_rate.is_infinite() {
+        bail!("--burstiness: all requests come at once without a --request-rate; give one, or leave it out");
+    }
+    if !burstiness.is_finite() || burstiness <= 0.0 {
+        bail!("--burstiness: expected a number above 0, found {burstiness}");
     }
     let model = match &args.model {
         Some(model) => model.clone(),
@@ -157,7 +161,7 @@ pub fn run(args: &Args) -> Result<()> {
         target,
         endpoint,
         bodies: bodies.collect(),
-        arrivals: arrivals(count, args.request_rate, args.burstiness, args.seed),
+        arrivals: arrivals(count, args.request_rate, burstiness, args.seed),
         at_once: args.max_concurrency.map_or(count, |n| n as usize),
         patience: Duration::from_secs(args.timeout),
     };
@@ -209,7 +213,7 @@ fn text(args: &Args, f: &Figures, count: usize, seconds: f64) -> String {
     let float = |out: &mut String, name: &str, x: f64| *out += &format!("{name:<40} {x:<10.2}\n");
     if args.request_rate.is_finite() {
         float(&mut out, "Request rate configured (RPS):", args.request_rate);
-        float(&mut out, "Burstiness factor:", args.burstiness);
+        float(&mut out, "Burstiness factor:", args.burstiness.unwrap_or(1.0));
     }
     float(&mut out, "Benchmark duration (s):", seconds);
     out += &format!("{:<40} {:<10}\n{:<40} {:<10}\n", "Total input tokens:", f.input, "Total generated tokens:", f.output);
@@ -241,7 +245,7 @@ fn object(args: &Args, f: &Figures, model: &str, count: usize, seconds: f64) -> 
         "model_id": model,
         "num_prompts": count,
         "request_rate": rate,
-        "burstiness": args.burstiness,
+        "burstiness": args.burstiness.unwrap_or(1.0),
         "max_concurrency": args.max_concurrency,
         "duration": seconds,
         "completed": f.completed,
