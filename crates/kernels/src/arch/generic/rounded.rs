@@ -60,21 +60,28 @@ pub(crate) trait Pairs<V: Vector> {
 /// Pairs by fused multiply-adds.
 pub(crate) struct Fused;
 
+/// Sixteen weights, those that are denormal as 0.
+///
+/// # Safety
+/// The instruction set of `V`; 32 bytes at `p`.
+#[inline(always)]
+unsafe fn normal<V: Vector>(p: *const u8) -> V::F {
+    // SAFETY: by the contract above.
+    unsafe {
+        let w = V::load_u16(p);
+        // all ones where the exponent is not 0
+        let kept = V::sar_i::<31>(V::add_i(V::and_i(w, V::splat_i(0x7f80)), V::splat_i(i32::MAX)));
+        V::bits_f(V::shl_i::<16>(V::and_i(w, kept)))
+    }
+}
+
 impl<V: Vector> Pairs<V> for Fused {
     type W = (V::F, V::F);
 
     #[inline(always)]
     unsafe fn weights(even: *const u8, odd: *const u8) -> [Self::W; 2] {
         // SAFETY: by the contract above.
-        unsafe {
-            let normal = |p: *const u8| {
-                let w = V::load_u16(p);
-                // all ones where the exponent is not 0
-                let kept = V::sar_i::<31>(V::add_i(V::and_i(w, V::splat_i(0x7f80)), V::splat_i(i32::MAX)));
-                V::bits_f(V::shl_i::<16>(V::and_i(w, kept)))
-            };
-            [(normal(even), normal(odd)), (normal(even.add(32)), normal(odd.add(32)))]
-        }
+        unsafe { [(normal::<V>(even), normal::<V>(odd)), (normal::<V>(even.add(32)), normal::<V>(odd.add(32)))] }
     }
 
     #[inline(always)]
