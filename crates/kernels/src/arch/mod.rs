@@ -112,7 +112,8 @@ pub(crate) struct Kernels {
 
 /// Stamps the generic algorithms out for one implementation of `Vector`. `tiles` lists, for each number of planes, the rows
 /// of tiles with the vectors that are taken at a time and how planes are walked; `bytes` what is better for codes of 8 bits,
-/// which need no unpacking; `pairs` the planes for which there are kernels of two panels.
+/// which need no unpacking; `pairs` the planes for which there are kernels of two panels;
+/// `together` the rows, by planes, for which there are kernels of two tiles.
 macro_rules! stamp {
     (
         isa: $isa:ident,
@@ -120,7 +121,7 @@ macro_rules! stamp {
         tiles: { $($planes:literal: [$($rows:literal => ($nv:literal, $seq:literal)),* $(,)?]),* $(,)? },
         bytes: { $($bplanes:literal: [$($brows:literal => ($bnv:literal, $bseq:literal)),* $(,)?]),* $(,)? },
         pairs: [$($pplanes:literal),*],
-        together: { $($tplanes:literal: [$($trows:literal => ($tnv:literal, $tseq:literal)),* $(,)?]),* $(,)? },
+        together: { $($tplanes:literal: [$($trows:literal),*]),* $(,)? },
         dense: [$($drows:literal => ($dnv:literal, $dchains:literal)),* $(,)?],
         attend: [$($arows:literal => $anv:literal),* $(,)?],
         gemm: $gmr:literal x $gnv:literal,
@@ -224,10 +225,10 @@ macro_rules! stamp {
         fn together_for(bits: u32, planes: usize, rows: usize) -> Option<TileFn> {
             match (bits, planes, rows) {
                 $($(
-                    (2, $tplanes, $trows) => Some(tile::<2, $tplanes, $trows, $tnv, $tseq, 2>),
-                    (3, $tplanes, $trows) => Some(tile::<3, $tplanes, $trows, $tnv, $tseq, 2>),
-                    (4, $tplanes, $trows) => Some(tile::<4, $tplanes, $trows, $tnv, $tseq, 2>),
-                    (8, $tplanes, $trows) => Some(tile::<8, $tplanes, $trows, $tnv, $tseq, 2>),
+                    (2, $tplanes, $trows) => Some(tile::<2, $tplanes, $trows, 2, true, 2>),
+                    (3, $tplanes, $trows) => Some(tile::<3, $tplanes, $trows, 2, true, 2>),
+                    (4, $tplanes, $trows) => Some(tile::<4, $tplanes, $trows, 2, true, 2>),
+                    (8, $tplanes, $trows) => Some(tile::<8, $tplanes, $trows, 2, true, 2>),
                 )*)*
                 _ => None,
             }
