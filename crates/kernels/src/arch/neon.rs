@@ -280,6 +280,11 @@ impl<const DOT: bool> Vector for Quads<DOT> {
         unsafe { asm!("prfm pldl1keep, [{0}]", in(reg) p, options(readonly, nostack, preserves_flags)) }
     }
     #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        // SAFETY: a hint, valid for any address.
+        unsafe { asm!("prfm pldl2keep, [{0}]", in(reg) p, options(readonly, nostack, preserves_flags)) }
+    }
+    #[inline(always)]
     unsafe fn load_d(p: *const f64) -> Self::D {
         // SAFETY: valid for 8 floats.
         unsafe { [vld1q_f64(p), vld1q_f64(p.add(2)), vld1q_f64(p.add(4)), vld1q_f64(p.add(6))] }
