@@ -13,6 +13,7 @@ impl Vector for Avx512 {
     type I = __m512i;
     type F = __m512;
     type D = __m512d;
+    const ONE_INSTRUCTION_DOT: bool = true;
 
     #[inline(always)]
     unsafe fn load_i(p: *const u8) -> Self::I {

@@ -37,6 +37,8 @@ pub(crate) trait Vector: Copy {
     type F: Copy;
     /// Eight `f64`.
     type D: Copy;
+    /// Whether [`Vector::dot`] is one instruction, so that a kernel of few rows waits for memory and not for products.
+    const ONE_INSTRUCTION_DOT: bool = false;
 
     /// Loads 64 bytes.
     unsafe fn load_i(p: *const u8) -> Self::I;
