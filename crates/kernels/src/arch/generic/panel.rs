@@ -146,11 +146,11 @@ pub(crate) unsafe fn scales<V: Vector>(a: &TileArgs, head: *const u8, v: usize) 
     }
 }
 
-/// Bytes of whole blocks, of 128 rows or a few more, from a place in a panel to the same one of a later block. Each pass over
-/// a block asks for its part of such a later one, so that each line has the same time to come (three quarters of that are
-/// slower by a fifth).
+/// Bytes from a place in a panel to the same one of a later block, a page or a block of 128 rows away, whichever is more.
+/// Each pass over a block asks for its part of such a later one, so that each line has the same time to come (three quarters
+/// of a block are slower by a fifth).
 fn ahead(bits: u32, blocks: &[BlockAt]) -> usize {
-    let least = PANEL * BLOCK * bits as usize / 8;
+    let least = (PANEL * BLOCK * bits as usize / 8).max(4096);
     match blocks {
         [first, second, ..] => (second.data - first.data) * least.div_ceil(second.data - first.data),
         _ => least,
@@ -170,15 +170,14 @@ enum Asks {
 }
 
 /// How to ask, by what hides it: the products that a line of codes takes part in, of sixteen columns each. Measured on Zen 4
-/// against asking once: twice is 1.04 to 1.4 times as fast with 8 to 24 products of 4 bit, 1.04 to 1.07 of 2 and 3 bit, 0.9
-/// with fewer, 0.98 with more; of 8 bit, 1.2 to 1.8 times from 6 products on. With fewer, all four vectors of a panel of 8 bit
-/// are one dense stream of reads that the processor follows best by itself. Where a product takes several instructions, memory
-/// is not what the kernel waits for, and twice is 0.7 to 1.08 times as fast (AVX2).
+/// against asking once, or never for a pair: twice is 1.04 to 1.4 times as fast with 8 to 24 products of 4 bit, 1.01 to 1.09
+/// of 2 and 3 bit, 0.75 to 0.9 with fewer, 0.98 with more; of 8 bit, 1.2 to 1.8 times from 6 products on. With fewer, the two
+/// streams of a pair, or all four vectors of a panel of 8 bit, are what the processor follows best by itself. Where a product
+/// takes several instructions, memory is not what the kernel waits for, and twice is 0.7 to 1.08 times as fast (AVX2).
 const fn asks<V: Vector>(bits: u32, nv: usize, digits: usize) -> Asks {
     match (bits, nv, digits * 8 / bits as usize) {
-        (_, PAIR, _) => Asks::Never,
         (8, _, 6..) | (_, _, 8..=24) if V::ONE_INSTRUCTION_DOT => Asks::Twice,
-        (8, VECTORS, _) => Asks::Never,
+        (8, VECTORS, _) | (_, PAIR, _) => Asks::Never,
         _ => Asks::Once,
     }
 }
@@ -202,8 +201,8 @@ unsafe fn ask<V: Vector, const BITS: u32, const NV: usize>(line: *const u8, ahea
 /// Vectors of sixteen columns in a panel.
 const VECTORS: usize = PANEL / 16;
 
-/// Vectors of two panels. A kernel that takes so many at a time is one for pairs: it goes through two panels side by side
-/// and leaves it to the processor to follow the two streams (see [`crate::arch::processor`]).
+/// Vectors of two panels. A kernel that takes so many at a time is one for pairs: it goes through two panels side by side,
+/// two streams that the processor follows (see [`crate::arch::processor`]).
 pub(crate) const PAIR: usize = 2 * VECTORS;
 
 /// A loop of up to eight turns that is written out. Whether the compiler unrolls a loop over so much hangs by a thread, and
