@@ -357,15 +357,24 @@ fn change(logit: &mut f32, to: impl Fn(f32) -> f32) {
 
 /// The token with the highest logit, the lowest of several; checks all logits.
 fn argmax(logits: &[f32]) -> Result<(u32, f32), SamplingError> {
+    const PART: usize = 1024;
     let mut best = None;
     let mut max = f32::NEG_INFINITY;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit.is_nan() || logit == f32::INFINITY {
-            return Err(SamplingError::Logit { token, found: logit.to_string() });
+    for (i, part) in logits.chunks(PART).enumerate() {
+        // folds without an early end, which the compiler makes vectors of; the greatest of sixteen lanes each
+        let (lanes, rest) = part.as_chunks::<16>();
+        let highest = lanes.iter().fold([f32::NEG_INFINITY; 16], |mut highest, lanes| {
+            highest.iter_mut().zip(lanes).for_each(|(high, &v)| *high = if v > *high { v } else { *high });
+            highest
+        });
+        let highest = highest.iter().chain(rest).fold(f32::NEG_INFINITY, |high, &v| if v > high { v } else { high });
+        if !part.iter().fold(true, |fine, &v| fine & (v < f32::INFINITY)) {
+            let at = part.iter().position(|&v| v.is_nan() || v == f32::INFINITY).unwrap_or(0);
+            return Err(SamplingError::Logit { token: i * PART + at, found: part[at].to_string() });
         }
-        if logit > max {
-            max = logit;
-            best = Some(token as u32);
+        if highest > max {
+            max = highest;
+            best = part.iter().position(|&v| v == highest).map(|at| (i * PART + at) as u32);
         }
     }
     best.map(|token| (token, max)).ok_or(SamplingError::NoCandidate { vocab: logits.len() })

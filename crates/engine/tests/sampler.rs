@@ -63,6 +63,25 @@ fn ties_go_to_the_lowest_id() {
 }
 
 #[test]
+fn the_greatest_of_many_is_found_wherever_it_stands() {
+    let mut sampler = Sampler::new(SamplingParams::greedy()).unwrap();
+    let mut sample = |logits: &[f32]| sampler.sample(&mut logits.to_vec(), &[], &[]);
+    for vocab in [1, 15, 16, 17, 1023, 1024, 1025, 2600] {
+        let logits: Vec<f32> = (0..vocab).map(|i| -1.0 - (i * 7919 % 997) as f32).collect();
+        for at in (0..vocab).step_by(1 + vocab / 40).chain([vocab - 1]) {
+            let mut logits = logits.clone();
+            logits[at..].iter_mut().step_by(3).for_each(|v| *v = 0.5);
+            assert_eq!(sample(&logits), Ok(at as u32), "of {vocab}, the first of several");
+            for (bad, later) in [(f32::NAN, f32::INFINITY), (f32::INFINITY, f32::NAN)] {
+                logits[at] = bad;
+                logits[vocab - 1] = if at + 1 == vocab { bad } else { later };
+                assert!(matches!(sample(&logits), Err(SamplingError::Logit { token, .. }) if token == at), "{bad} at {at} of {vocab}");
+            }
+        }
+    }
+}
+
+#[test]
 fn filters_that_keep_everything() {
     let logits = [0.5, -1.0, 2.0];
     let plain = probabilities(DEFAULT(), &logits, &[]).unwrap();

@@ -164,7 +164,8 @@ impl Backend {
             }
         };
         let pieces = targets.len() * kv_heads;
-        if rows * width < 1 << 14 {
+        // a few microseconds of work are worth a region
+        if rows * width < 1 << 12 {
             (0..pieces).for_each(piece);
         } else {
             self.pool.run(pieces, &piece);
@@ -175,9 +176,9 @@ impl Backend {
     fn write(&self, shape: &KvShape, part: &mut [u8], slot: usize, key: &[f32], value: &[f32]) {
         let (size, padded) = (shape.kind.bits() / 8, shape.padded());
         let (keys, values) = part.split_at_mut(shape.key_bytes());
-        self.round(shape.kind, key, |d, bytes| {
-            let places = keys[(d * BLOCK + slot) * size..].chunks_mut(BLOCK * size);
-            places.zip(bytes.chunks_exact(size)).for_each(|(place, b)| place[..size].copy_from_slice(b));
+        self.round(shape.kind, key, |d, bytes| match size {
+            2 => scatter::<2>(&mut keys[d * BLOCK * 2..], slot, bytes),
+            _ => scatter::<4>(&mut keys[d * BLOCK * 4..], slot, bytes),
         });
         self.round(shape.kind, value, |d, bytes| {
             values[(slot * padded + d) * size..][..bytes.len()].copy_from_slice(bytes);
@@ -205,6 +206,12 @@ impl Backend {
             take(i * RUN, &bytes[..2 * x.len()]);
         }
     }
+}
+
+/// Writes the elements of one token, of `SIZE` bytes each, to place `slot` of the dimensions that they belong to.
+fn scatter<const SIZE: usize>(keys: &mut [u8], slot: usize, elements: &[u8]) {
+    let places = keys.as_chunks_mut::<SIZE>().0[slot..].iter_mut().step_by(BLOCK);
+    places.zip(elements.as_chunks::<SIZE>().0).for_each(|(place, element)| *place = *element);
 }
 
 /// Writes a full block of halves of one head in the format of `shape`, by `given` scales of keys and values if there are some.
