@@ -4,7 +4,7 @@ use crate::logprobs::logprob;
 use crate::sampler::Buffers;
 use crate::{Constraint, EngineError, FinishReason, Sampler, SamplingParams, StopCause, TokenLogprob};
 use billfish_text::{Detokenizer, StopMatcher, Tokenizer};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What ends an answer, and what of it is text.
 pub(crate) struct Rules<'a> {
@@ -32,6 +32,14 @@ pub(crate) struct Answer {
     logprobs: Option<usize>,
     /// Tokens so far.
     count: usize,
+    /// The next token, if it was picked ahead of time.
+    picked: Option<Result<Picked, EngineError>>,
+}
+
+/// A token before it is read.
+struct Picked {
+    token: u32,
+    logprob: Option<TokenLogprob>,
 }
 
 /// Room for choosing a token, for all answers: each part of it is as long as the vocabulary.
@@ -40,6 +48,21 @@ pub(crate) struct Room {
     /// The logits of the step, to be changed.
     logits: Vec<f32>,
     buffers: Buffers,
+}
+
+/// As many rooms as there are threads that choose at once.
+#[derive(Default)]
+pub(crate) struct Rooms(Mutex<Vec<Room>>);
+
+impl Rooms {
+    /// Calls `body` with a room that nobody else has.
+    pub fn with<R>(&self, body: impl FnOnce(&mut Room) -> R) -> R {
+        let rooms = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut room = rooms().pop().unwrap_or_default();
+        let result = body(&mut room);
+        rooms().push(room);
+        result
+    }
 }
 
 /// How an answer ended.
@@ -83,6 +106,7 @@ impl Answer {
             include_stop: rules.include_stop,
             logprobs: rules.logprobs,
             count: 0,
+            picked: None,
         })
     }
 
@@ -99,6 +123,7 @@ impl Answer {
             stop: self.stop.clone(),
             detokenizer: self.detokenizer.clone(),
             ends: Arc::clone(&self.ends),
+            picked: None,
             ..*self
         })
     }
@@ -108,12 +133,21 @@ impl Answer {
         self.max_tokens.saturating_sub(self.count)
     }
 
-    /// Chooses the token that follows `prompt` and the tokens `generated` since by the raw logits of the last of them.
-    pub fn choose(&mut self, room: &mut Room, raw: &[f32], prompt: &[u32], generated: &[u32]) -> Result<Chosen, EngineError> {
+    /// Picks the token that [`choose`](Self::choose) will choose, by the same logits and histories: the part of the work that
+    /// looks at the whole vocabulary, which several answers can do at once. What is wrong is told when it is chosen.
+    pub fn pick_ahead(&mut self, room: &mut Room, raw: &[f32], prompt: &[u32], generated: &[u32]) {
+        self.picked = Some(self.pick(room, raw, prompt, generated));
+    }
+
+    fn pick(&mut self, room: &mut Room, raw: &[f32], prompt: &[u32], generated: &[u32]) -> Result<Picked, EngineError> {
         let Room { logits, buffers } = room;
-        logits.clear();
-        logits.extend_from_slice(raw);
-        if self.count < self.min_tokens {
+        let too_soon = self.count < self.min_tokens;
+        let as_they_are = !too_soon && self.constraint.is_none() && self.sampler.params().leaves_logits();
+        if !as_they_are {
+            logits.clear();
+            logits.extend_from_slice(raw);
+        }
+        if too_soon {
             // a token that the model does not have ends nothing
             self.ends.iter().for_each(|&end| {
                 if let Some(logit) = logits.get_mut(end as usize) {
@@ -125,11 +159,17 @@ impl Answer {
             constraint.mask(logits).map_err(EngineError::Constraint)?;
         }
         self.sampler.swap_buffers(buffers);
-        let token = self.sampler.sample(logits, prompt, generated);
+        let token = if as_they_are { self.sampler.draw(raw) } else { self.sampler.sample(logits, prompt, generated) };
         self.sampler.swap_buffers(buffers);
         let token = token?;
+        Ok(Picked { token, logprob: self.logprobs.map(|top| logprob(raw, token, top)) })
+    }
+
+    /// Chooses the token that follows `prompt` and the tokens `generated` since by the raw logits of the last of them.
+    pub fn choose(&mut self, room: &mut Room, raw: &[f32], prompt: &[u32], generated: &[u32]) -> Result<Chosen, EngineError> {
+        let picked = self.picked.take().unwrap_or_else(|| self.pick(room, raw, prompt, generated));
+        let Picked { token, logprob } = picked?;
         self.count += 1;
-        let logprob = self.logprobs.map(|top| logprob(raw, token, top));
         let complete = self.constraint.as_mut().map_or(Ok(false), |c| c.accept(token)).map_err(EngineError::Constraint)?;
         let (text, end) = self.read(token, complete)?;
         Ok(Chosen { token, text, logprob, end })

@@ -22,6 +22,8 @@ pub(crate) struct Choice {
     pub drafts: Acceptance,
     /// Set when nothing follows.
     pub ending: Option<Ending>,
+    /// Which part of the pass that runs is its own.
+    pub part: usize,
 }
 
 /// How probable the tokens of a prompt were.
@@ -45,7 +47,17 @@ impl PromptLogprobs {
 impl Choice {
     /// The first choice of a request; the others are born when the prompt has run.
     pub fn new(answer: Answer, unborn: Vec<Answer>, length: usize) -> Self {
-        Choice { answer, unborn, memory: None, length, deadline: None, prompt_logprobs: None, drafts: Acceptance::default(), ending: None }
+        Choice {
+            answer,
+            unborn,
+            memory: None,
+            length,
+            deadline: None,
+            prompt_logprobs: None,
+            drafts: Acceptance::default(),
+            ending: None,
+            part: 0,
+        }
     }
 
     /// Another choice of the same request.
@@ -56,6 +68,20 @@ impl Choice {
 
 /// A sequence of an engine.
 pub(crate) type Running = Sequence<Choice>;
+
+/// How many tokens of a sequence are known, and the rows of logits at the end of `logits` of what follows them: one for the
+/// last known token and one for each of the draft.
+fn decided<'l>(s: &Running, logits: &'l [f32], vocab: usize) -> (usize, &'l [f32]) {
+    let draft = s.draft();
+    (s.tokens.len() - draft, &logits[logits.len() - (draft + 1) * vocab..])
+}
+
+/// Picks what [`verify`] will choose first.
+pub(crate) fn pick_ahead(s: &mut Running, logits: &[f32], vocab: usize, room: &mut Room) {
+    let (known, rows) = decided(s, logits, vocab);
+    let (before, generated) = s.tokens[..known].split_at(s.prompt);
+    s.state.answer.pick_ahead(room, &rows[..vocab], before, generated);
+}
 
 /// Chooses tokens by the rows of logits at the end of `logits`, one for the last known token and one for each of the draft,
 /// for as long as what is chosen is what was drafted. So the draft changes nothing but the number of passes: every token is
@@ -69,9 +95,7 @@ pub(crate) fn verify(
     tell: &mut dyn FnMut(Chosen),
 ) -> Result<usize, EngineError> {
     chosen.clear();
-    let draft = s.draft();
-    let known = s.tokens.len() - draft;
-    let rows = &logits[logits.len() - (draft + 1) * vocab..];
+    let (known, rows) = decided(s, logits, vocab);
     let mut accepted = 0;
     for (i, row) in rows.chunks_exact(vocab).enumerate() {
         let Sequence { tokens, state, prompt, .. } = s;

@@ -1,6 +1,6 @@
 //! Many requests at once: one pass after another over all that run.
 
-use crate::answer::{Answer, Room, Rules};
+use crate::answer::{Answer, Rooms, Rules};
 use crate::choice::{Choice, PromptLogprobs};
 use crate::prefix::Chain;
 use crate::scheduler::{Limits, Rank, Scheduler, Sequence};
@@ -29,7 +29,7 @@ pub struct Engine<M = Arc<Model>> {
     /// Room for the parts of a pass; empty between the steps.
     pub(crate) parts: Vec<Part<'static>>,
     /// Room for choosing tokens.
-    pub(crate) room: Room,
+    pub(crate) rooms: Rooms,
     /// Tokens that a sequence got in a pass, or a draft.
     pub(crate) chosen: Vec<u32>,
     pub(crate) stats: Stats,
@@ -74,7 +74,7 @@ impl<M: Deref<Target = Model>> Engine<M> {
             ended: vec![],
             scratch: Scratch::default(),
             parts: vec![],
-            room: Room::default(),
+            rooms: Rooms::default(),
             chosen: vec![],
             stats: Stats::default(),
         })

@@ -1,7 +1,7 @@
 //! One pass of an engine, and what becomes of it.
 
-use crate::answer::{Answer, Chosen, Room};
-use crate::choice::{Choice, Running, verify};
+use crate::answer::{Answer, Chosen, Rooms};
+use crate::choice::{Choice, Running, pick_ahead, verify};
 use crate::scheduler::Scheduler;
 use crate::{Engine, EngineError, FinishReason, Happened, Ngram, RequestId, Stats};
 use billfish_models::{BLOCK, KvPool, KvTable, Logits, Model, Part, RESERVED_AHEAD};
@@ -33,28 +33,37 @@ impl<M: Deref<Target = Model>> Engine<M> {
         if let Some(ngram) = &self.options.speculation {
             draft(&mut self.scheduler, ngram, &mut self.chosen);
         }
-        let Engine { model, scheduler, pool, scratch, parts: list, room, chosen, stats, .. } = self;
+        let Engine { model, scheduler, pool, scratch, parts: list, rooms, chosen, stats, .. } = self;
         let model: &Model = model;
         let running = scheduler.running_mut().iter_mut().filter(|s| s.planned() > 0);
         let mut parts = recycled(std::mem::take(list));
-        parts.extend(running.map(|s| part(model, s)));
+        parts.extend(running.enumerate().map(|(i, s)| {
+            s.state.part = i;
+            part(model, s)
+        }));
         stats.steps += 1;
         stats.tokens_run += parts.iter().map(|p| p.tokens.len() as u64).sum::<u64>();
         let given = model.forward_batch(pool, &mut parts, scratch)?;
         *list = recycled(parts);
 
-        let mut after = After { scheduler, pool, room, chosen, stats, vocab: model.config().vocab_size, out };
+        let vocab = model.config().vocab_size;
+        model.backend().each(scheduler.running_mut(), &|_, s| {
+            if decides(s) {
+                let logits = given.unchecked(s.state.part);
+                rooms.with(|room| pick_ahead(s, logits, vocab, room));
+            }
+        });
+        let mut after = After { scheduler, pool, rooms, chosen, stats, vocab, out };
         let mut failed: Vec<(RequestId, EngineError)> = vec![];
-        let (mut part, mut i) = (0, 0);
+        let mut i = 0;
         // choices that are born here come behind, and have no part
         while let Some(s) = after.scheduler.running().get(i) {
             if s.planned() > 0 {
                 let request = RequestId(s.rank.request);
                 if !failed.iter().any(|f| f.0 == request) {
-                    let done = given.of(part).map_err(EngineError::from).and_then(|logits| after.take(i, logits));
+                    let done = given.of(s.state.part).map_err(EngineError::from).and_then(|logits| after.take(i, logits));
                     failed.extend(done.err().map(|e| (request, e)));
                 }
-                part += 1;
             }
             i += 1;
         }
@@ -116,6 +125,11 @@ fn draft(scheduler: &mut Scheduler<Choice>, ngram: &Ngram, draft: &mut Vec<u32>)
     }
 }
 
+/// Whether a pass tells the next token of a sequence.
+fn decides(s: &Running) -> bool {
+    s.planned() > 0 && s.reaches_end() && s.state.answer.left() > 0
+}
+
 /// The part of a sequence in the next pass.
 fn part<'s>(model: &Model, s: &'s mut Running) -> Part<'s> {
     let (from, to) = (s.computed(), s.computed() + s.planned());
@@ -133,7 +147,7 @@ fn part<'s>(model: &Model, s: &'s mut Running) -> Part<'s> {
     s.table()[has..].iter().for_each(|block| memory.table_mut().push(*block));
     let want = if draft > 0 || s.state.prompt_logprobs.is_some() {
         Logits::All
-    } else if s.reaches_end() && s.state.answer.left() > 0 {
+    } else if decides(s) {
         Logits::Last
     } else {
         Logits::None
@@ -145,7 +159,7 @@ fn part<'s>(model: &Model, s: &'s mut Running) -> Part<'s> {
 struct After<'e> {
     scheduler: &'e mut Scheduler<Choice>,
     pool: &'e mut KvPool,
-    room: &'e mut Room,
+    rooms: &'e Rooms,
     chosen: &'e mut Vec<u32>,
     stats: &'e mut Stats,
     vocab: usize,
@@ -177,7 +191,8 @@ impl After<'_> {
         if s.state.answer.left() == 0 {
             s.state.ending = Some(FinishReason::Length.into());
         } else {
-            accepted = verify(s, logits, vocab, self.room, self.chosen, &mut |c| out(request, token(choice, c)))?;
+            let chosen = &mut *self.chosen;
+            accepted = self.rooms.with(|room| verify(s, logits, vocab, room, chosen, &mut |c| out(request, token(choice, c))))?;
             self.stats.generated_tokens += self.chosen.len() as u64;
         }
         if draft > 0 {
@@ -206,7 +221,7 @@ impl After<'_> {
     fn bear(&mut self, index: usize, choice: usize, mut answer: Answer, logits: &[f32]) -> Result<(), EngineError> {
         let s = &self.scheduler.running()[index];
         let request = RequestId(s.rank.request);
-        let mut first = answer.choose(self.room, logits, &s.tokens[..s.prompt], &[])?;
+        let mut first = self.rooms.with(|room| answer.choose(room, logits, &s.tokens[..s.prompt], &[]))?;
         let state = Choice { ending: first.end.take(), ..s.state.of_same(answer) };
         let at = self.scheduler.fork(index, choice, first.token, state);
         self.stats.generated_tokens += 1;

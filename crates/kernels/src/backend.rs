@@ -493,6 +493,15 @@ impl Backend {
         unsafe { (self.kernels.silu_mul)(rest, &up[whole..]) }
     }
 
+    /// Calls `body(i, item i)` for each item, on all threads. Each item is a chunk, so it should be worth microseconds.
+    pub fn each<T: Send>(&self, items: &mut [T], body: &(dyn Fn(usize, &mut T) + Sync)) {
+        let (count, items) = (items.len(), Out(items.as_mut_ptr()));
+        self.pool.run(count, &|i| {
+            // SAFETY: item i lies inside `items`, which are borrowed exclusively, and this chunk alone has it.
+            body(i, unsafe { &mut *items.at(i) });
+        });
+    }
+
     /// Calls `body(i, row i)` for each row of `n` elements of `out`, on all threads if there is enough to do.
     ///
     /// # Panics

@@ -26,16 +26,20 @@ const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 /// Below this the result would leave the normal numbers.
 const SMALLEST: f64 = -708.0;
 
+/// 1.5 · 2⁵²: a small number that is added to it is rounded to an integer, which is then what the last bits say. Vectors of
+/// numbers can do that on every machine; not all can convert 64-bit integers.
+const ROUND: f64 = 6_755_399_441_055_744.0;
+
 /// eˣ for x ≤ 0, within 2 units in the last place; 0 below −708 (no probability there matters).
+#[inline]
 pub(crate) fn exp(x: f64) -> f64 {
-    if x < SMALLEST {
-        return 0.0;
-    }
     // x = n·ln 2 + r with |r| ≤ ln 2 / 2, then eˣ = 2ⁿ·eʳ.
-    let n = (x * std::f64::consts::LOG2_E).round();
+    let shifted = x * std::f64::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
     let series = TERMS.iter().fold(0.0, |sum, term| sum * r + term);
-    series * f64::from_bits(((n as i64 + 1023) as u64) << 52)
+    let power = f64::from_bits((shifted.to_bits() << 52).wrapping_add(1023 << 52));
+    if x < SMALLEST { 0.0 } else { series * power }
 }
 
 #[cfg(test)]

@@ -1,0 +1,261 @@
+//! What a step draws from: the tokens that its filters leave, with their weights.
+//!
+//! A vocabulary may have a quarter of a million tokens, most of which no filter leaves. What looks at all of them does so part
+//! by part in loops that the compiler makes vectors of; what makes a list does it for the tokens above a bound that surely
+//! holds those that stay.
+
+use super::exp::exp;
+use super::{SamplingError, SamplingParams};
+use std::cmp::Ordering;
+
+/// Tokens that are looked at together.
+const PART: usize = 256;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    pub token: u32,
+    pub logit: f32,
+    /// The probability up to a common factor; 1 for the most probable token.
+    pub weight: f64,
+}
+
+impl Candidate {
+    /// Most probable first, then the lowest id. No logit is NaN here, and 0 and -0 are equal.
+    fn order(&self, other: &Candidate) -> Ordering {
+        let by_logit = other.logit.partial_cmp(&self.logit).unwrap_or(Ordering::Equal);
+        by_logit.then(self.token.cmp(&other.token))
+    }
+}
+
+/// A token and its logit.
+#[derive(Clone, Copy)]
+pub(super) struct Best {
+    pub token: u32,
+    pub logit: f32,
+}
+
+/// What makes weights of logits: `exp((logit - max) * rate)`.
+#[derive(Clone, Copy)]
+struct Scale {
+    max: f64,
+    rate: f64,
+}
+
+impl Scale {
+    fn weight(self, logit: f32) -> f64 {
+        exp((f64::from(logit) - self.max) * self.rate)
+    }
+
+    /// The weights of a part, and 0 behind them.
+    fn weights(self, part: &[f32]) -> [f64; PART] {
+        let mut weights = [0.0; PART];
+        weights.iter_mut().zip(part).for_each(|(weight, logit)| *weight = self.weight(*logit));
+        weights
+    }
+}
+
+/// The sum of the weights of a part: of eight lanes each, then of these.
+fn sum(weights: &[f64; PART]) -> f64 {
+    let lanes = weights.as_chunks::<8>().0.iter().fold([0.0; 8], |mut sums, lanes| {
+        sums.iter_mut().zip(lanes).for_each(|(sum, weight)| *sum += weight);
+        sums
+    });
+    lanes.iter().sum()
+}
+
+/// The sum of the weights of a list, in its order.
+fn mass(list: &[Candidate]) -> f64 {
+    list.iter().map(|c| c.weight).sum()
+}
+
+/// The room of a step.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Candidates {
+    list: Vec<Candidate>,
+    /// The highest logit of each part.
+    highest: Vec<f32>,
+    /// The same in another order.
+    bounds: Vec<f32>,
+    /// The sum of the weights of each part.
+    sums: Vec<f64>,
+}
+
+impl Candidates {
+    /// The token with the highest logit, the lowest of several; checks all logits. Comes first in every step.
+    pub fn survey(&mut self, logits: &[f32]) -> Result<Best, SamplingError> {
+        let mut best = None;
+        let mut max = f32::NEG_INFINITY;
+        self.highest.clear();
+        for (i, part) in logits.chunks(PART).enumerate() {
+            let higher = |high: f32, v: f32| if v > high { v } else { high };
+            let (lanes, rest) = part.as_chunks::<16>();
+            let highest = lanes.iter().fold([f32::NEG_INFINITY; 16], |mut highest, lanes| {
+                highest.iter_mut().zip(lanes).for_each(|(high, &v)| *high = higher(*high, v));
+                highest
+            });
+            let highest = highest.iter().chain(rest).fold(f32::NEG_INFINITY, |high, &v| higher(high, v));
+            if !part.iter().fold(true, |fine, &v| fine & (v < f32::INFINITY)) {
+                let at = part.iter().position(|&v| v.is_nan() || v == f32::INFINITY).unwrap_or(0);
+                return Err(SamplingError::Logit { token: i * PART + at, found: part[at].to_string() });
+            }
+            self.highest.push(highest);
+            if highest > max {
+                max = highest;
+                best = part.iter().position(|&v| v == highest).map(|at| (i * PART + at) as u32);
+            }
+        }
+        best.map(|token| Best { token, logit: max }).ok_or(SamplingError::NoCandidate { vocab: logits.len() })
+    }
+
+    /// The token that a random number from 0 up to 1 stands for. The temperature is not 0.
+    pub fn draw(&mut self, logits: &[f32], max: f32, params: &SamplingParams, unit: f64) -> u32 {
+        let scale = scale(max, params);
+        let filtered = self.filter(logits, scale, params);
+        let Some(sorted) = filtered else { return self.draw_from_all(logits, scale, unit) };
+        let target = unit * mass(&self.list);
+        let at = if sorted { lead(&mut self.list, |reached| reached > target) } else { walk(&self.list, target) };
+        // rounding may leave the sum a little below the target
+        let chosen = &self.list[..=at];
+        let last = chosen[at..].iter().find(|c| c.weight > 0.0);
+        last.or_else(|| chosen.iter().filter(|c| c.weight > 0.0).max_by(|a, b| a.order(b))).unwrap_or(&chosen[0]).token
+    }
+
+    /// Draws where there is no filter, in the order of ids, without a list.
+    fn draw_from_all(&mut self, logits: &[f32], scale: Scale, unit: f64) -> u32 {
+        let target = unit * self.total(logits, scale);
+        let mut reached = 0.0;
+        let mut last = 0;
+        for (i, part_sum) in self.sums.iter().enumerate().filter(|(_, sum)| **sum > 0.0) {
+            last = i;
+            if target < reached + part_sum {
+                break;
+            }
+            reached += part_sum;
+        }
+        let weights = scale.weights(&logits[last * PART..logits.len().min((last + 1) * PART)]);
+        let mut chosen = 0;
+        for (i, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
+            chosen = i;
+            reached += weight;
+            if target < reached {
+                break;
+            }
+        }
+        (last * PART + chosen) as u32
+    }
+
+    /// What a draw chooses from, in the order in which it adds the weights up, and their sum.
+    pub fn kept(&mut self, logits: &[f32], max: f32, params: &SamplingParams) -> (&[Candidate], f64) {
+        let scale = scale(max, params);
+        match self.filter(logits, scale, params) {
+            Some(true) => self.list.sort_unstable_by(Candidate::order),
+            Some(false) => (),
+            None => self.gather(logits, scale, f32::NEG_INFINITY),
+        }
+        (&self.list, mass(&self.list))
+    }
+
+    /// Makes the list of what the filters leave, if there are any. Returns whether its order is that of probabilities, though
+    /// it is not yet in it, or else of ids.
+    fn filter(&mut self, logits: &[f32], scale: Scale, params: &SamplingParams) -> Option<bool> {
+        let &SamplingParams { temperature, top_k, top_p, min_p, .. } = params;
+        let allowed = || logits.iter().filter(|logit| **logit > f32::NEG_INFINITY).count();
+        let top_k = (top_k > 0 && top_k < allowed()).then_some(top_k);
+        if top_k.is_none() && top_p == 1.0 && min_p == 0.0 {
+            return None;
+        }
+        // what the filters leave lies above it, of a nucleus most often; each is made a little lower than need be
+        let below = |steps: f64| (scale.max - steps * f64::from(temperature) * 1.001) as f32;
+        let bound = match top_k {
+            Some(k) => self.bound(k),
+            None if min_p > 0.0 => below(-f64::from(min_p).ln()),
+            None => below(8.0),
+        };
+        self.gather(logits, scale, bound);
+        if let Some(k) = top_k {
+            self.list.select_nth_unstable_by(k - 1, Candidate::order);
+            self.list.truncate(k);
+        }
+        // min-p and top-p keep the most probable tokens, so they can change places
+        let total = match top_k {
+            _ if top_p == 1.0 => 0.0,
+            Some(_) => mass(&self.list),
+            None => self.total(logits, scale),
+        };
+        if min_p > 0.0 {
+            self.list.retain(|c| c.weight >= f64::from(min_p));
+        }
+        if top_p < 1.0 {
+            let enough = |reached: f64| reached >= f64::from(top_p) * total;
+            if top_k.is_none() && min_p == 0.0 && !enough(mass(&self.list)) {
+                self.gather(logits, scale, f32::NEG_INFINITY);
+            }
+            let n = lead(&mut self.list, enough) + 1;
+            self.list.truncate(n);
+        }
+        Some(top_k.is_some() || top_p < 1.0)
+    }
+
+    /// A logit that at least `k` tokens reach.
+    fn bound(&mut self, k: usize) -> f32 {
+        if k > self.highest.len() {
+            return f32::NEG_INFINITY;
+        }
+        self.bounds.clone_from(&self.highest);
+        *self.bounds.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+    }
+
+    /// Lists the tokens that are not forbidden and whose logits reach a bound.
+    fn gather(&mut self, logits: &[f32], scale: Scale, bound: f32) {
+        self.list.clear();
+        for (i, part) in logits.chunks(PART).enumerate().filter(|(i, _)| self.highest[*i] >= bound) {
+            let reach = part.iter().enumerate().filter(|(_, logit)| **logit >= bound && **logit > f32::NEG_INFINITY);
+            self.list.extend(reach.map(|(at, &logit)| Candidate { token: (i * PART + at) as u32, logit, weight: scale.weight(logit) }));
+        }
+    }
+
+    /// The sum of all weights.
+    fn total(&mut self, logits: &[f32], scale: Scale) -> f64 {
+        self.sums.clear();
+        self.sums.extend(logits.chunks(PART).map(|part| sum(&scale.weights(part))));
+        self.sums.iter().sum()
+    }
+}
+
+fn scale(max: f32, params: &SamplingParams) -> Scale {
+    Scale { max: f64::from(max), rate: 1.0 / f64::from(params.temperature) }
+}
+
+/// Brings the most probable candidates to the front, up to the first of which `enough` says that they are, by the sum of the
+/// weights to it in this order; returns its index, or the last one. No more is sorted than that takes.
+fn lead(list: &mut [Candidate], enough: impl Fn(f64) -> bool) -> usize {
+    const FEW: usize = 64;
+    let (mut from, mut to, mut reached) = (0, list.len(), 0.0);
+    while to - from > FEW {
+        let middle = from + (to - from) / 2;
+        list[from..to].select_nth_unstable_by(middle - from, Candidate::order);
+        let half = mass(&list[from..middle]);
+        if enough(reached + half) {
+            to = middle;
+        } else {
+            reached += half;
+            from = middle;
+        }
+    }
+    list[from..to].sort_unstable_by(Candidate::order);
+    let first = list[from..to].iter().position(|c| {
+        reached += c.weight;
+        enough(reached)
+    });
+    first.map_or(to.saturating_sub(1), |i| from + i)
+}
+
+/// The index of the first candidate at which the weights, in the order of the list, sum to more than a target, or the last.
+fn walk(list: &[Candidate], target: f64) -> usize {
+    let mut reached = 0.0;
+    let first = list.iter().position(|c| {
+        reached += c.weight;
+        reached > target
+    });
+    first.unwrap_or(list.len().saturating_sub(1))
+}
