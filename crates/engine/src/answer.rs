@@ -1,6 +1,5 @@
 //! What becomes of one answer: from logits to tokens, from tokens to text, until it ends.
 
-use crate::logprobs::logprob;
 use crate::sampler::Buffers;
 use crate::{Constraint, EngineError, FinishReason, Sampler, SamplingParams, StopCause, TokenLogprob};
 use billfish_text::{Detokenizer, StopMatcher, Tokenizer};
@@ -48,6 +47,13 @@ pub(crate) struct Room {
     /// The logits of the step, to be changed.
     logits: Vec<f32>,
     buffers: Buffers,
+}
+
+impl Room {
+    /// What is told of `token` and the `top` most probable ones.
+    pub fn logprob(&mut self, logits: &[f32], token: u32, top: usize) -> TokenLogprob {
+        self.buffers.logprob(logits, token, top)
+    }
 }
 
 /// As many rooms as there are threads that choose at once.
@@ -140,7 +146,7 @@ impl Answer {
     }
 
     fn pick(&mut self, room: &mut Room, raw: &[f32], prompt: &[u32], generated: &[u32]) -> Result<Picked, EngineError> {
-        let Room { logits, buffers } = room;
+        let Room { logits, buffers } = &mut *room;
         let too_soon = self.count < self.min_tokens;
         let as_they_are = !too_soon && self.constraint.is_none() && self.sampler.params().leaves_logits();
         if !as_they_are {
@@ -162,7 +168,7 @@ impl Answer {
         let token = if as_they_are { self.sampler.draw(raw) } else { self.sampler.sample(logits, prompt, generated) };
         self.sampler.swap_buffers(buffers);
         let token = token?;
-        Ok(Picked { token, logprob: self.logprobs.map(|top| logprob(raw, token, top)) })
+        Ok(Picked { token, logprob: self.logprobs.map(|top| room.logprob(raw, token, top)) })
     }
 
     /// Chooses the token that follows `prompt` and the tokens `generated` since by the raw logits of the last of them.

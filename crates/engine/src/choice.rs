@@ -1,7 +1,6 @@
 //! What an engine knows of one choice of a request.
 
 use crate::answer::{Answer, Chosen, Ending, Room};
-use crate::logprobs::logprob;
 use crate::ngram::Acceptance;
 use crate::scheduler::Sequence;
 use crate::{EngineError, TokenLogprob};
@@ -35,10 +34,10 @@ pub(crate) struct PromptLogprobs {
 
 impl PromptLogprobs {
     /// Takes the logits of the tokens from position `start` on. Those that ran before are not told again.
-    pub fn add(&mut self, rows: &[f32], vocab: usize, start: usize, prompt: &[u32]) {
+    pub fn add(&mut self, room: &mut Room, rows: &[f32], vocab: usize, start: usize, prompt: &[u32]) {
         for (row, next) in rows.chunks_exact(vocab).zip(start + 1..prompt.len()) {
             if next == self.told.len() {
-                self.told.push(Some(logprob(row, prompt[next], self.top)));
+                self.told.push(Some(room.logprob(row, prompt[next], self.top)));
             }
         }
     }

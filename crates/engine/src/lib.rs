@@ -20,7 +20,6 @@ mod blocks;
 mod choice;
 mod engine;
 mod error;
-mod logprobs;
 mod ngram;
 mod options;
 mod prefix;

@@ -12,10 +12,11 @@
 //! - A NaN or an infinite logit is an error, never a token. Minus infinity is legal: that token is forbidden.
 
 mod candidates;
-pub(crate) mod exp;
+mod exp;
 mod params;
 mod rng;
 
+use crate::TokenLogprob;
 use candidates::Candidates;
 pub use params::{SamplingError, SamplingParams};
 use rng::Rng;
@@ -46,6 +47,16 @@ pub(crate) struct Buffers {
     counts: Vec<u32>,
     /// The logits of the allowed tokens.
     allowed: Vec<f32>,
+}
+
+impl Buffers {
+    /// How probable `token` is by finite logits, and the `top` most probable tokens.
+    ///
+    /// # Panics
+    /// If `token` has no logit.
+    pub fn logprob(&mut self, logits: &[f32], token: u32, top: usize) -> TokenLogprob {
+        self.candidates.logprob(logits, token, top)
+    }
 }
 
 impl Sampler {

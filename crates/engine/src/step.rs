@@ -174,7 +174,7 @@ impl After<'_> {
         let (request, choice, draft) = (RequestId(s.rank.request), s.rank.choice, s.draft());
         let (start, end, at_end) = (s.computed(), s.computed() + s.planned(), s.reaches_end());
         if let Some(told) = &mut s.state.prompt_logprobs {
-            told.add(logits, vocab, start, &s.tokens[..s.prompt]);
+            self.rooms.with(|room| told.add(room, logits, vocab, start, &s.tokens[..s.prompt]));
         }
         if !at_end {
             self.scheduler.ran(index, end, &[]);

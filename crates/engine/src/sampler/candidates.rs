@@ -1,4 +1,5 @@
-//! What a step draws from: the tokens that its filters leave, with their weights.
+//! What a step draws from: the tokens that its filters leave, with their weights. And how probable tokens are by logits as
+//! they are.
 //!
 //! A vocabulary may have a quarter of a million tokens, most of which no filter leaves. What looks at all of them does so part
 //! by part in loops that the compiler makes vectors of; what makes a list does it for the tokens above a bound that surely
@@ -6,6 +7,7 @@
 
 use super::exp::exp;
 use super::{SamplingError, SamplingParams};
+use crate::TokenLogprob;
 use std::cmp::Ordering;
 
 /// Tokens that are looked at together.
@@ -83,28 +85,48 @@ pub(super) struct Candidates {
 impl Candidates {
     /// The token with the highest logit, the lowest of several; checks all logits. Comes first in every step.
     pub fn survey(&mut self, logits: &[f32]) -> Result<Best, SamplingError> {
-        let mut best = None;
-        let mut max = f32::NEG_INFINITY;
+        if !logits.iter().fold(true, |fine, &v| fine & (v < f32::INFINITY)) {
+            let token = logits.iter().position(|&v| v.is_nan() || v == f32::INFINITY).unwrap_or(0);
+            return Err(SamplingError::Logit { token, found: logits[token].to_string() });
+        }
+        let logit = self.maxima(logits);
+        let part = self.highest.iter().position(|&highest| highest == logit && highest > f32::NEG_INFINITY);
+        let token = part.and_then(|part| logits[part * PART..].iter().position(|&v| v == logit).map(|at| (part * PART + at) as u32));
+        token.map(|token| Best { token, logit }).ok_or(SamplingError::NoCandidate { vocab: logits.len() })
+    }
+
+    /// Finds the highest logit of each part and returns that of all.
+    fn maxima(&mut self, logits: &[f32]) -> f32 {
+        let higher = |high: f32, v: f32| if v > high { v } else { high };
         self.highest.clear();
-        for (i, part) in logits.chunks(PART).enumerate() {
-            let higher = |high: f32, v: f32| if v > high { v } else { high };
+        self.highest.extend(logits.chunks(PART).map(|part| {
             let (lanes, rest) = part.as_chunks::<16>();
             let highest = lanes.iter().fold([f32::NEG_INFINITY; 16], |mut highest, lanes| {
                 highest.iter_mut().zip(lanes).for_each(|(high, &v)| *high = higher(*high, v));
                 highest
             });
-            let highest = highest.iter().chain(rest).fold(f32::NEG_INFINITY, |high, &v| higher(high, v));
-            if !part.iter().fold(true, |fine, &v| fine & (v < f32::INFINITY)) {
-                let at = part.iter().position(|&v| v.is_nan() || v == f32::INFINITY).unwrap_or(0);
-                return Err(SamplingError::Logit { token: i * PART + at, found: part[at].to_string() });
-            }
-            self.highest.push(highest);
-            if highest > max {
-                max = highest;
-                best = part.iter().position(|&v| v == highest).map(|at| (i * PART + at) as u32);
-            }
+            highest.iter().chain(rest).fold(f32::NEG_INFINITY, |high, &v| higher(high, v))
+        }));
+        self.highest.iter().fold(f32::NEG_INFINITY, |high, &v| higher(high, v))
+    }
+
+    /// What [`Buffers::logprob`](super::Buffers::logprob) tells.
+    pub fn logprob(&mut self, logits: &[f32], token: u32, top: usize) -> TokenLogprob {
+        let scale = Scale { max: f64::from(self.maxima(logits)), rate: 1.0 };
+        let shift = scale.max + self.total(logits, scale).ln();
+        let of = |logit: f32| (f64::from(logit) - shift) as f32;
+        let own = logits[token as usize];
+        let (before, behind) = logits.split_at(token as usize);
+        let count = |logits: &[f32], is: fn(f32, f32) -> bool| logits.iter().filter(|&&logit| is(logit, own)).count();
+        let rank = 1 + count(before, |a, b| a >= b) + count(behind, |a, b| a > b);
+        self.list.clear();
+        if top > 0 {
+            let bound = self.bound(top);
+            self.gather(logits, scale, bound);
+            self.list.sort_unstable_by(Candidate::order);
         }
-        best.map(|token| Best { token, logit: max }).ok_or(SamplingError::NoCandidate { vocab: logits.len() })
+        let top = self.list.iter().take(top).map(|c| (c.token, of(c.logit))).collect();
+        TokenLogprob { token, logprob: of(own), rank, top }
     }
 
     /// The token that a random number from 0 up to 1 stands for. The temperature is not 0.
@@ -150,7 +172,7 @@ impl Candidates {
         match self.filter(logits, scale, params) {
             Some(true) => self.list.sort_unstable_by(Candidate::order),
             Some(false) => (),
-            None => self.gather(logits, scale, f32::NEG_INFINITY),
+            None => self.gather(logits, scale, f32::MIN),
         }
         (&self.list, mass(&self.list))
     }
@@ -171,7 +193,7 @@ impl Candidates {
             None if min_p > 0.0 => below(-f64::from(min_p).ln()),
             None => below(8.0),
         };
-        self.gather(logits, scale, bound);
+        self.gather(logits, scale, bound.max(f32::MIN));
         if let Some(k) = top_k {
             self.list.select_nth_unstable_by(k - 1, Candidate::order);
             self.list.truncate(k);
@@ -188,7 +210,7 @@ impl Candidates {
         if top_p < 1.0 {
             let enough = |reached: f64| reached >= f64::from(top_p) * total;
             if top_k.is_none() && min_p == 0.0 && !enough(mass(&self.list)) {
-                self.gather(logits, scale, f32::NEG_INFINITY);
+                self.gather(logits, scale, f32::MIN);
             }
             let n = lead(&mut self.list, enough) + 1;
             self.list.truncate(n);
@@ -205,11 +227,11 @@ impl Candidates {
         *self.bounds.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
     }
 
-    /// Lists the tokens that are not forbidden and whose logits reach a bound.
+    /// Lists the tokens whose logits reach a bound, with a finite one those that are not forbidden.
     fn gather(&mut self, logits: &[f32], scale: Scale, bound: f32) {
         self.list.clear();
         for (i, part) in logits.chunks(PART).enumerate().filter(|(i, _)| self.highest[*i] >= bound) {
-            let reach = part.iter().enumerate().filter(|(_, logit)| **logit >= bound && **logit > f32::NEG_INFINITY);
+            let reach = part.iter().enumerate().filter(|(_, logit)| **logit >= bound);
             self.list.extend(reach.map(|(at, &logit)| Candidate { token: (i * PART + at) as u32, logit, weight: scale.weight(logit) }));
         }
     }
@@ -258,4 +280,29 @@ fn walk(list: &[Candidate], target: f64) -> usize {
         reached > target
     });
     first.unwrap_or(list.len().saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agrees_with_a_plain_softmax() {
+        let mut room = Candidates::default();
+        let logits: Vec<f32> = (0..500).map(|i| ((i * 7919) % 101) as f32 * 0.21 - 9.0).collect();
+        let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+        let plain = |token: usize| (f64::from(logits[token]) - sum.ln()) as f32;
+        for token in [0, 17, 100, 101, 499] {
+            let got = room.logprob(&logits, token as u32, 7);
+            assert!((got.logprob - plain(token)).abs() < 1e-5, "{} {}", got.logprob, plain(token));
+            let mut sorted: Vec<usize> = (0..500).collect();
+            sorted.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            assert_eq!(got.rank - 1, sorted.iter().position(|&t| t == token).unwrap());
+            assert_eq!(got.top.iter().map(|t| t.0 as usize).collect::<Vec<_>>(), sorted[..7]);
+            assert!(got.top.iter().all(|&(t, l)| (l - plain(t as usize)).abs() < 1e-5));
+        }
+        let few = room.logprob(&[0.0, f32::NEG_INFINITY], 1, 9);
+        assert_eq!((few.logprob, few.rank, few.top), (f32::NEG_INFINITY, 2, vec![(0, 0.0), (1, f32::NEG_INFINITY)]));
+        assert!(room.logprob(&[1.0, 2.0], 0, 0).top.is_empty());
+    }
 }
