@@ -5,13 +5,16 @@
 //! by part in loops that the compiler makes vectors of; what makes a list does it for the tokens above a bound that surely
 //! holds those that stay.
 
-use super::exp::exp;
+use super::exp::{exp, exps};
 use super::{SamplingError, SamplingParams};
 use crate::TokenLogprob;
 use std::cmp::Ordering;
 
 /// Tokens that are looked at together.
 const PART: usize = 256;
+
+/// Tokens whose weights are computed at once.
+const LANES: usize = 8;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
@@ -51,14 +54,19 @@ impl Scale {
     /// The weights of a part, and 0 behind them.
     fn weights(self, part: &[f32]) -> [f64; PART] {
         let mut weights = [0.0; PART];
-        weights.iter_mut().zip(part).for_each(|(weight, logit)| *weight = self.weight(*logit));
+        let (whole, rest) = part.as_chunks::<LANES>();
+        let (eights, _) = weights.as_chunks_mut::<LANES>();
+        for (weights, logits) in eights.iter_mut().zip(whole) {
+            *weights = exps(logits.map(|logit| (f64::from(logit) - self.max) * self.rate));
+        }
+        weights[part.len() - rest.len()..].iter_mut().zip(rest).for_each(|(weight, logit)| *weight = self.weight(*logit));
         weights
     }
 }
 
-/// The sum of the weights of a part: of eight lanes each, then of these.
+/// The sum of the weights of a part: of the lanes each, then of these.
 fn sum(weights: &[f64; PART]) -> f64 {
-    let lanes = weights.as_chunks::<8>().0.iter().fold([0.0; 8], |mut sums, lanes| {
+    let lanes = weights.as_chunks::<LANES>().0.iter().fold([0.0; LANES], |mut sums, lanes| {
         sums.iter_mut().zip(lanes).for_each(|(sum, weight)| *sum += weight);
         sums
     });

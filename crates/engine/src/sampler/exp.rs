@@ -31,15 +31,34 @@ const SMALLEST: f64 = -708.0;
 const ROUND: f64 = 6_755_399_441_055_744.0;
 
 /// eˣ for x ≤ 0, within 2 units in the last place; 0 below −708 (no probability there matters).
-#[inline]
 pub(crate) fn exp(x: f64) -> f64 {
+    let [e] = exps([x]);
+    e
+}
+
+/// [`exp`] of several numbers at once, with the same bits: a series is a chain of operations that wait for each other, and
+/// several chains fill the gaps.
+#[inline(always)]
+pub(crate) fn exps<const N: usize>(x: [f64; N]) -> [f64; N] {
     // x = n·ln 2 + r with |r| ≤ ln 2 / 2, then eˣ = 2ⁿ·eʳ.
-    let shifted = x * std::f64::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-    let series = TERMS.iter().fold(0.0, |sum, term| sum * r + term);
-    let power = f64::from_bits((shifted.to_bits() << 52).wrapping_add(1023 << 52));
-    if x < SMALLEST { 0.0 } else { series * power }
+    let shifted = x.map(|x| x * std::f64::consts::LOG2_E + ROUND);
+    let n = shifted.map(|shifted| shifted - ROUND);
+    let mut r = [0.0; N];
+    for i in 0..N {
+        r[i] = (x[i] - n[i] * LN2_HIGH) - n[i] * LN2_LOW;
+    }
+    let mut series = [0.0; N];
+    for term in TERMS {
+        for i in 0..N {
+            series[i] = series[i] * r[i] + term;
+        }
+    }
+    let mut result = [0.0; N];
+    for i in 0..N {
+        let power = f64::from_bits((shifted[i].to_bits() << 52).wrapping_add(1023 << 52));
+        result[i] = if x[i] < SMALLEST { 0.0 } else { series[i] * power };
+    }
+    result
 }
 
 #[cfg(test)]
