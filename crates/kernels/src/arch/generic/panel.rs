@@ -368,17 +368,13 @@ pub(crate) unsafe fn tile<
                             }
                         }
                     } else {
-                        let mut minus = [V::splat_i(0); NV];
-                        for v in 0..NV {
-                            let (other, at) = panel(v0 + v);
-                            minus[v] = zero_term::<V>(a, head.add(other), at, 1);
-                        }
                         let mut acc = [[[V::splat_i(0); NV]; P]; MR];
                         for r in 0..MR {
                             for v in 0..NV {
-                                acc[r][0][v] = V::mul_i(minus[v], V::splat_i(sum(0, r)));
+                                let (other, at) = panel(v0 + v);
+                                acc[r][0][v] = zero_term::<V>(a, head.add(other), at, sum(0, r));
                                 if P == 3 {
-                                    acc[r][2][v] = V::mul_i(minus[v], V::splat_i(sum(1, r)));
+                                    acc[r][2][v] = zero_term::<V>(a, head.add(other), at, sum(1, r));
                                 }
                             }
                         }
