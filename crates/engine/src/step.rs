@@ -47,8 +47,8 @@ impl<M: Deref<Target = Model>> Engine<M> {
         *list = recycled(parts);
 
         let vocab = model.config().vocab_size;
-        model.backend().each(scheduler.running_mut(), &|_, s| {
-            if decides(s) {
+        model.backend().pool().chunks_mut(scheduler.running_mut(), 1, &|_, running| {
+            for s in running.iter_mut().filter(|s| decides(s)) {
                 let logits = given.unchecked(s.state.part);
                 rooms.with(|room| pick_ahead(s, logits, vocab, room));
             }

@@ -493,15 +493,6 @@ impl Backend {
         unsafe { (self.kernels.silu_mul)(rest, &up[whole..]) }
     }
 
-    /// Calls `body(i, item i)` for each item, on all threads. Each item is a chunk, so it should be worth microseconds.
-    pub fn each<T: Send>(&self, items: &mut [T], body: &(dyn Fn(usize, &mut T) + Sync)) {
-        let (count, items) = (items.len(), Out(items.as_mut_ptr()));
-        self.pool.run(count, &|i| {
-            // SAFETY: item i lies inside `items`, which are borrowed exclusively, and this chunk alone has it.
-            body(i, unsafe { &mut *items.at(i) });
-        });
-    }
-
     /// Calls `body(i, row i)` for each row of `n` elements of `out`, on all threads if there is enough to do.
     ///
     /// # Panics
@@ -512,13 +503,9 @@ impl Backend {
         if out.len() < 32_768 {
             return out.chunks_exact_mut(n).enumerate().for_each(|(i, row)| body(i, row));
         }
-        let chunks = rows.min(4 * self.threads());
-        let out = Out(out.as_mut_ptr());
-        self.pool.run(chunks, &|c| {
-            for i in rows * c / chunks..rows * (c + 1) / chunks {
-                // SAFETY: row i lies inside `out`, and this chunk alone has it.
-                body(i, unsafe { std::slice::from_raw_parts_mut(out.at(i * n), n) });
-            }
+        let run = rows.div_ceil(4 * self.threads());
+        self.pool.chunks_mut(out, run * n, &|c, piece| {
+            piece.chunks_exact_mut(n).enumerate().for_each(|(i, row)| body(c * run + i, row));
         });
     }
 }

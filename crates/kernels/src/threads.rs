@@ -10,6 +10,7 @@
 //! is taken that somebody without a core could hold.
 
 use crate::KernelError;
+use crate::activations::Out;
 use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -206,17 +207,19 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `body(i, piece i)` for the pieces of `size` bytes (the last may be shorter) of `bytes`, as [`Pool::run`] does.
+    /// Calls `body(i, piece i)` for the pieces of `size` items (the last may be shorter) of `items`, as [`Pool::run`] does.
     ///
     /// # Panics
-    /// If `size` is 0 while there are bytes, and with the panic of a chunk.
-    pub fn chunks_mut(&self, bytes: &mut [u8], size: usize, body: &(dyn Fn(usize, &mut [u8]) + Sync)) {
-        if bytes.is_empty() {
+    /// If `size` is 0 while there are items, and with the panic of a chunk.
+    pub fn chunks_mut<T: Send>(&self, items: &mut [T], size: usize, body: &(dyn Fn(usize, &mut [T]) + Sync)) {
+        if items.is_empty() {
             return;
         }
-        // each lock is taken once: it only hands its piece to the thread that claimed it
-        let pieces: Vec<Mutex<&mut [u8]>> = bytes.chunks_mut(size).map(Mutex::new).collect();
-        self.run(pieces.len(), &|i| body(i, &mut lock(&pieces[i])));
+        let (len, items) = (items.len(), Out(items.as_mut_ptr()));
+        self.run(len.div_ceil(size), &|i| {
+            // SAFETY: piece i lies inside `items`, which are borrowed exclusively; each piece is one chunk's, which runs once.
+            body(i, unsafe { std::slice::from_raw_parts_mut(items.at(i * size), size.min(len - i * size)) });
+        });
     }
 
     /// The same for bodies that can fail. All pieces are tried.
@@ -311,6 +314,18 @@ mod tests {
                     counts[i].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn every_item_is_in_one_piece() {
+        let pool = Pool::new(3).unwrap();
+        for len in [0, 1, 2, 7, 64, 65] {
+            for size in [1, 2, 7, 64, 100] {
+                let mut items = vec![vec![]; len];
+                pool.chunks_mut(&mut items, size, &|i, piece| piece.iter_mut().enumerate().for_each(|(at, item)| item.push(i * size + at)));
+                assert!(items.iter().enumerate().all(|(i, item)| *item == [i]), "{len} by {size}: {items:?}");
             }
         }
     }
