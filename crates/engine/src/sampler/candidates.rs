@@ -32,6 +32,14 @@ impl Candidate {
     }
 }
 
+/// In which order weights are added up.
+enum Order {
+    /// Most probable first, of equal ones the lower id.
+    Probability,
+    /// In that of ids.
+    Id,
+}
+
 /// A token and its logit.
 #[derive(Clone, Copy)]
 pub(super) struct Best {
@@ -47,8 +55,12 @@ struct Scale {
 }
 
 impl Scale {
+    fn exponent(self, logit: f32) -> f64 {
+        (f64::from(logit) - self.max) * self.rate
+    }
+
     fn weight(self, logit: f32) -> f64 {
-        exp((f64::from(logit) - self.max) * self.rate)
+        exp(self.exponent(logit))
     }
 
     /// The weights of a part, and 0 behind them.
@@ -57,7 +69,7 @@ impl Scale {
         let (whole, rest) = part.as_chunks::<LANES>();
         let (eights, _) = weights.as_chunks_mut::<LANES>();
         for (weights, logits) in eights.iter_mut().zip(whole) {
-            *weights = exps(logits.map(|logit| (f64::from(logit) - self.max) * self.rate));
+            *weights = exps(logits.map(|logit| self.exponent(logit)));
         }
         weights[part.len() - rest.len()..].iter_mut().zip(rest).for_each(|(weight, logit)| *weight = self.weight(*logit));
         weights
@@ -140,54 +152,42 @@ impl Candidates {
     /// The token that a random number from 0 up to 1 stands for. The temperature is not 0.
     pub fn draw(&mut self, logits: &[f32], max: f32, params: &SamplingParams, unit: f64) -> u32 {
         let scale = scale(max, params);
-        let filtered = self.filter(logits, scale, params);
-        let Some(sorted) = filtered else { return self.draw_from_all(logits, scale, unit) };
+        let Some(order) = self.filter(logits, scale, params) else { return self.draw_from_all(logits, scale, unit) };
+        // what weighs nothing is not drawn, though rounding may leave the sum a little below the target
+        self.list.retain(|c| c.weight > 0.0);
         let target = unit * mass(&self.list);
-        let at = if sorted { lead(&mut self.list, |reached| reached > target) } else { walk(&self.list, target) };
-        // rounding may leave the sum a little below the target
-        let chosen = &self.list[..=at];
-        let last = chosen[at..].iter().find(|c| c.weight > 0.0);
-        last.or_else(|| chosen.iter().filter(|c| c.weight > 0.0).max_by(|a, b| a.order(b))).unwrap_or(&chosen[0]).token
+        let enough = |reached: f64| reached > target;
+        let at = match order {
+            Order::Probability => lead(&mut self.list, enough),
+            Order::Id => reach(self.list.iter().map(|c| c.weight), &mut 0.0, enough),
+        };
+        self.list[at].token
     }
 
     /// Draws where there is no filter, in the order of ids, without a list.
     fn draw_from_all(&mut self, logits: &[f32], scale: Scale, unit: f64) -> u32 {
         let target = unit * self.total(logits, scale);
+        let enough = |reached: f64| reached > target;
         let mut reached = 0.0;
-        let mut last = 0;
-        for (i, part_sum) in self.sums.iter().enumerate().filter(|(_, sum)| **sum > 0.0) {
-            last = i;
-            if target < reached + part_sum {
-                break;
-            }
-            reached += part_sum;
-        }
-        let weights = scale.weights(&logits[last * PART..logits.len().min((last + 1) * PART)]);
-        let mut chosen = 0;
-        for (i, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
-            chosen = i;
-            reached += weight;
-            if target < reached {
-                break;
-            }
-        }
-        (last * PART + chosen) as u32
+        let part = reach(self.sums.iter().copied(), &mut reached, enough);
+        let weights = scale.weights(&logits[part * PART..logits.len().min((part + 1) * PART)]);
+        (part * PART + reach(weights, &mut reached, enough)) as u32
     }
 
     /// What a draw chooses from, in the order in which it adds the weights up, and their sum.
     pub fn kept(&mut self, logits: &[f32], max: f32, params: &SamplingParams) -> (&[Candidate], f64) {
         let scale = scale(max, params);
         match self.filter(logits, scale, params) {
-            Some(true) => self.list.sort_unstable_by(Candidate::order),
-            Some(false) => (),
+            Some(Order::Probability) => self.list.sort_unstable_by(Candidate::order),
+            Some(Order::Id) => (),
             None => self.gather(logits, scale, f32::MIN),
         }
         (&self.list, mass(&self.list))
     }
 
-    /// Makes the list of what the filters leave, if there are any. Returns whether its order is that of probabilities, though
-    /// it is not yet in it, or else of ids.
-    fn filter(&mut self, logits: &[f32], scale: Scale, params: &SamplingParams) -> Option<bool> {
+    /// Makes the list of what the filters leave, if there are any. Returns in which order it is to be drawn from; only that of
+    /// ids is the list's own already.
+    fn filter(&mut self, logits: &[f32], scale: Scale, params: &SamplingParams) -> Option<Order> {
         let &SamplingParams { temperature, top_k, top_p, min_p, .. } = params;
         let allowed = || logits.iter().filter(|logit| **logit > f32::NEG_INFINITY).count();
         let top_k = (top_k > 0 && top_k < allowed()).then_some(top_k);
@@ -223,7 +223,7 @@ impl Candidates {
             let n = lead(&mut self.list, enough) + 1;
             self.list.truncate(n);
         }
-        Some(top_k.is_some() || top_p < 1.0)
+        Some(if top_k.is_some() || top_p < 1.0 { Order::Probability } else { Order::Id })
     }
 
     /// A logit that at least `k` tokens reach.
@@ -273,21 +273,23 @@ fn lead(list: &mut [Candidate], enough: impl Fn(f64) -> bool) -> usize {
         }
     }
     list[from..to].sort_unstable_by(Candidate::order);
-    let first = list[from..to].iter().position(|c| {
-        reached += c.weight;
-        enough(reached)
-    });
-    first.map_or(to.saturating_sub(1), |i| from + i)
+    from + reach(list[from..to].iter().map(|c| c.weight), &mut reached, enough)
 }
 
-/// The index of the first candidate at which the weights, in the order of the list, sum to more than a target, or the last.
-fn walk(list: &[Candidate], target: f64) -> usize {
-    let mut reached = 0.0;
-    let first = list.iter().position(|c| {
-        reached += c.weight;
-        reached > target
-    });
-    first.unwrap_or(list.len().saturating_sub(1))
+/// The index of the first weight with which the sum is enough, or of the last one that is not 0. What comes before it is added
+/// to `reached`.
+fn reach(weights: impl IntoIterator<Item = f64>, reached: &mut f64, enough: impl Fn(f64) -> bool) -> usize {
+    let mut last = 0;
+    for (i, weight) in weights.into_iter().enumerate() {
+        if enough(*reached + weight) {
+            return i;
+        }
+        *reached += weight;
+        if weight > 0.0 {
+            last = i;
+        }
+    }
+    last
 }
 
 #[cfg(test)]
