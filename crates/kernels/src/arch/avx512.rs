@@ -14,6 +14,7 @@ impl Vector for Avx512 {
     type F = __m512;
     type D = __m512d;
     const ONE_INSTRUCTION_DOT: bool = true;
+    const CHAINS: usize = 12;
 
     #[inline(always)]
     unsafe fn load_i(p: *const u8) -> Self::I {

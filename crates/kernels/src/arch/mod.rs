@@ -103,6 +103,8 @@ pub(crate) struct Kernels {
     pub probe_dots_work: usize,
     /// See [`generic::probe`].
     pub probe_fmas: unsafe fn(usize) -> f32,
+    /// Multiply-adds of a round of `probe_fmas`.
+    pub probe_fmas_work: usize,
     /// See [`generic::probe`].
     pub probe_read: unsafe fn(*const u8, usize) -> i32,
     /// See [`tests::operations`].
@@ -187,12 +189,12 @@ macro_rules! stamp {
         $(#[target_feature(enable = $feature)])?
         unsafe fn probe_dots(rounds: usize) -> i32 {
             // SAFETY: see above.
-            unsafe { generic::probe::dots::<$isa>(rounds) }
+            unsafe { generic::probe::dots::<$isa, { <$isa as $crate::arch::vector::Vector>::CHAINS }>(rounds) }
         }
         $(#[target_feature(enable = $feature)])?
         unsafe fn probe_fmas(rounds: usize) -> f32 {
             // SAFETY: see above.
-            unsafe { generic::probe::fmas::<$isa>(rounds) }
+            unsafe { generic::probe::fmas::<$isa, { <$isa as $crate::arch::vector::Vector>::CHAINS }>(rounds) }
         }
         $(#[target_feature(enable = $feature)])?
         unsafe fn probe_read(p: *const u8, lines: usize) -> i32 {
@@ -299,8 +301,9 @@ macro_rules! stamp {
             gemm_tile: ($gmr, 8 * $gnv),
             gemm,
             probe_dots,
-            probe_dots_work: 64 * generic::probe::CHAINS,
+            probe_dots_work: 64 * <$isa as $crate::arch::vector::Vector>::CHAINS,
             probe_fmas,
+            probe_fmas_work: 16 * <$isa as $crate::arch::vector::Vector>::CHAINS,
             probe_read,
             #[cfg(test)]
             operations,

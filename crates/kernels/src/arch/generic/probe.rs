@@ -4,20 +4,19 @@ use super::opaque;
 use crate::arch::vector::Vector;
 use std::hint::black_box;
 
-/// Operations in flight: enough to hide the latency of a dot product or a fused multiply-add on every port.
-pub(crate) const CHAINS: usize = 12;
-
-/// `rounds` times [`CHAINS`] dot products of unsigned and signed bytes, 64 multiply-adds each.
+/// `rounds` times `CHAINS` (see [`Vector::CHAINS`]) dot products of unsigned and signed bytes, 64 multiply-adds each.
 ///
 /// # Safety
 /// The instruction set of `V`.
 #[inline(always)]
-pub(crate) unsafe fn dots<V: Vector>(rounds: usize) -> i32 {
-    // other bytes for each chain, read anew in each round: nothing of a dot product can be done once for several
+pub(crate) unsafe fn dots<V: Vector, const CHAINS: usize>(rounds: usize) -> i32 {
+    // other bytes for each chain and each lane, the former read anew in each round: nothing of a dot product can be done once
+    // for several chains, nor for several of the registers that hold the lanes
     let x: [i32; CHAINS] = black_box(std::array::from_fn(|i| 0x0102_0304 + i as i32));
-    // SAFETY: arithmetic on lanes; `x` holds a dword for each chain.
+    let w: [u8; 64] = black_box(std::array::from_fn(|i| i as u8));
+    // SAFETY: arithmetic on lanes; `x` holds a dword for each chain, `w` a line.
     unsafe {
-        let w = V::splat_i(black_box(0x0305_0709));
+        let w = V::load_i(w.as_ptr());
         let mut acc = [V::splat_i(0); CHAINS];
         for _ in 0..rounds {
             let x = opaque(x.as_ptr());
@@ -26,20 +25,22 @@ pub(crate) unsafe fn dots<V: Vector>(rounds: usize) -> i32 {
             }
         }
         let sum = acc.into_iter().reduce(|a, b| V::add_i(a, b)).unwrap_or(w);
-        i32::from(V::low_bytes(sum)[0])
+        // of every lane: registers that nobody looks at would not be computed
+        V::sum_lanes(sum)
     }
 }
 
-/// `rounds` times [`CHAINS`] fused multiply-adds of sixteen lanes.
+/// `rounds` times `CHAINS` (see [`Vector::CHAINS`]) fused multiply-adds of sixteen lanes.
 ///
 /// # Safety
 /// The instruction set of `V`.
 #[inline(always)]
-pub(crate) unsafe fn fmas<V: Vector>(rounds: usize) -> f32 {
+pub(crate) unsafe fn fmas<V: Vector, const CHAINS: usize>(rounds: usize) -> f32 {
     let x = black_box(0.5);
-    // SAFETY: arithmetic on lanes.
+    let w: [f32; 16] = black_box(std::array::from_fn(|i| 0.5 + i as f32 / 64.0));
+    // SAFETY: arithmetic on lanes; `w` holds sixteen.
     unsafe {
-        let w = V::splat_f(black_box(0.5));
+        let w = V::load_f(w.as_ptr());
         let mut acc = [V::splat_f(1.0); CHAINS];
         for _ in 0..rounds {
             for acc in &mut acc {
@@ -68,6 +69,6 @@ pub(crate) unsafe fn read<V: Vector>(p: *const u8, lines: usize) -> i32 {
             }
         }
         let all = acc.into_iter().reduce(|a, b| V::or_i(a, b)).unwrap_or(V::splat_i(0));
-        i32::from(V::low_bytes(all)[0])
+        V::sum_lanes(all)
     }
 }
