@@ -365,8 +365,7 @@ impl Backend {
         let mut fresh = true;
         while let Some(t) = rest.first() {
             let alike = |next: &Tile| next.rows == t.rows && next.padded_start == t.padded_start + t.rows;
-            let both =
-                rest.get(1).filter(|next| fresh && alike(next)).and_then(|_| (self.kernels.together)(w.panel_bits, input.planes, t.rows));
+            let both = rest.get(1).filter(|next| alike(next)).and_then(|_| (self.kernels.together)(w.panel_bits, input.planes, t.rows));
             let one = || (self.kernels.tile)(w.panel_bits, input.planes, t.rows).expect("tiles are cut to sizes that have kernels");
             let (kernel, group) = both.map_or_else(|| (one(), 1), |kernel| (kernel, 2));
             let (group, after) = rest.split_at(group);

@@ -27,6 +27,7 @@ impl<const VNNI: bool> Vector for Ymm<VNNI> {
     type I = [__m256i; 2];
     type F = [__m256; 2];
     type D = [__m256d; 2];
+    const REGISTERS: usize = 8;
     const CHAINS: usize = 5;
 
     #[inline(always)]

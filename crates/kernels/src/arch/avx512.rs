@@ -14,6 +14,7 @@ impl Vector for Avx512 {
     type F = __m512;
     type D = __m512d;
     const ONE_INSTRUCTION_DOT: bool = true;
+    const REGISTERS: usize = 32;
     const CHAINS: usize = 12;
 
     #[inline(always)]
@@ -215,7 +216,6 @@ super::stamp! {
         3: [1 => (4, false), 2 => (4, false), 3 => (2, false), 4 => (2, false), 5 => (2, true), 6 => (2, true), 8 => (2, true), 10 => (2, true), 12 => (2, true)],
     },
     bytes: {
-        1: [6 => (4, false)],
         2: [4 => (4, true), 5 => (4, true), 6 => (4, true)],
         3: [4 => (4, true), 6 => (4, true)],
     },

@@ -9,9 +9,9 @@ super::stamp! {
     isa: AvxVnni,
     features: ["avx2,fma,f16c,avxvnni"],
     tiles: {
-        1: [1 => (4, false), 2 => (2, false), 3 => (1, true), 4 => (1, true), 6 => (1, true)],
-        2: [1 => (2, false), 2 => (1, false), 3 => (1, true), 4 => (1, true), 6 => (1, true)],
-        3: [1 => (1, false), 2 => (1, true), 3 => (1, true), 4 => (1, true), 6 => (1, true)],
+        1: [1 => (4, false), 2 => (2, false), 3 => (1, true), 4 => (1, true), 5 => (1, true)],
+        2: [1 => (2, false), 2 => (1, false), 3 => (1, true), 4 => (1, true), 5 => (1, true), 6 => (1, true)],
+        3: [1 => (1, false), 2 => (1, true), 3 => (1, true), 4 => (1, true), 5 => (1, true), 6 => (1, true)],
     },
     bytes: {},
     pairs: [],

@@ -74,6 +74,7 @@ impl<const DOT: bool> Vector for Quads<DOT> {
     type I = [int32x4_t; 4];
     type F = [float32x4_t; 4];
     type D = [float64x2_t; 4];
+    const REGISTERS: usize = 8;
     const CHAINS: usize = 6;
 
     #[inline(always)]

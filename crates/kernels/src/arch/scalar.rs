@@ -22,6 +22,7 @@ impl Vector for Scalar {
     type I = [i32; 16];
     type F = [f32; 16];
     type D = [f64; 8];
+    const REGISTERS: usize = 8;
     const CHAINS: usize = 1;
 
     #[inline(always)]

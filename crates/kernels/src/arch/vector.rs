@@ -39,6 +39,8 @@ pub(crate) trait Vector: Copy {
     type D: Copy;
     /// Whether [`Vector::dot`] is one instruction, so that a kernel of few rows waits for memory and not for products.
     const ONE_INSTRUCTION_DOT: bool = false;
+    /// Vectors of sixteen lanes that the registers hold.
+    const REGISTERS: usize;
     /// Sums of sixteen lanes that the probes of arithmetic keep: enough to hide the latency of a product on two ports, no more
     /// than there are registers for.
     const CHAINS: usize;
