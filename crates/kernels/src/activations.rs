@@ -134,7 +134,8 @@ pub(crate) fn add_tiles(range: Range<usize>, sizes: &[usize], padded: &mut usize
     let count = m.div_ceil(largest);
     let mut start = 0;
     for i in 0..count {
-        let end = m * (i + 1) / count;
+        // as even as can be, those with a row more first: neighbours of one size are multiplied two by two
+        let end = start + (m - start).div_ceil(count - i);
         let rows = sizes.iter().copied().find(|&s| s >= end - start).unwrap_or(largest);
         out.push(Tile { start: range.start + start, count: end - start, rows, padded_start: *padded });
         start = end;

@@ -278,8 +278,9 @@ impl Backend {
         let at_once = tiles_at_once(all.tiles[first..end].first().map_or(1, |t| t.rows), row_bytes);
         // a band kernel unpacks codes for all its tiles once
         let at_once = match (all.order, at_once) {
-            // each time as many, because the weight is read again for each; there may be no rows at all
-            (DigitOrder::Quads, _) => (end - first).div_ceil((end - first).div_ceil(at_once).max(1)).max(1),
+            // each time as many, because the weight is read again for each, and an even number, for they go two by two; there
+            // may be no rows at all
+            (DigitOrder::Quads, _) => (end - first).div_ceil((end - first).div_ceil(at_once).max(1)).max(1).next_multiple_of(2),
             (DigitOrder::Steps, ..BAND_TILES) => at_once.max(2),
             (DigitOrder::Steps, _) => at_once / BAND_TILES * BAND_TILES,
         };
