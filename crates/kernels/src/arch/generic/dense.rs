@@ -48,6 +48,7 @@ const fn stretch(nv: usize, chains: usize) -> usize {
 /// The instruction set of `V`; the panel holds `k * 64` elements of type `E`; `x` and `out` hold `MR` rows.
 #[inline(always)]
 pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usize, const CHAINS: usize>(a: &DenseArgs) {
+    const { assert!(MR <= AT_ONCE || MR.is_multiple_of(AT_ONCE), "rows are gone through so many at a time") };
     let size = if E == Element::F32 as u8 { 4 } else { 2 };
     let load = |k: usize, v: usize| {
         // SAFETY: k and v lie inside the panel.
