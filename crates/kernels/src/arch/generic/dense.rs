@@ -30,8 +30,15 @@ pub(crate) struct DenseArgs {
 /// Rows of the largest dense tile.
 pub(crate) const MAX_ROWS: usize = 16;
 
-/// Rows whose accumulators there is room for: a tile of more goes through each stretch of its panel for so many at a time.
-const AT_ONCE: usize = 8;
+/// Rows of a tile that are multiplied at a time, so that registers hold the sums of two vectors of columns of each: a tile of
+/// more goes through each stretch of its panel for so many at a time.
+pub(crate) const AT_ONCE: usize = 8;
+
+/// How many rows of a tile of `rows` are multiplied at a time. A tile that cannot be gone through whole does not compile.
+pub(crate) const fn rows_at_once(rows: usize) -> usize {
+    assert!(rows <= MAX_ROWS && (rows <= AT_ONCE || rows.is_multiple_of(AT_ONCE)));
+    if rows < AT_ONCE { rows } else { AT_ONCE }
+}
 
 /// Rows of k after which the accumulators of one set of columns give way to the next set's, so that a panel is read as
 /// one stream. Where a set is one or two vectors of one chain it comes again so often that storing its sums costs a tenth; a
@@ -48,7 +55,7 @@ const fn stretch(nv: usize, chains: usize) -> usize {
 /// The instruction set of `V`; the panel holds `k * 64` elements of type `E`; `x` and `out` hold `MR` rows.
 #[inline(always)]
 pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usize, const CHAINS: usize>(a: &DenseArgs) {
-    const { assert!(MR <= AT_ONCE || MR.is_multiple_of(AT_ONCE), "rows are gone through so many at a time") };
+    let rows = const { rows_at_once(MR) };
     let size = if E == Element::F32 as u8 { 4 } else { 2 };
     let load = |k: usize, v: usize| {
         // SAFETY: k and v lie inside the panel.
@@ -79,7 +86,7 @@ pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usi
                     let sum =
                         |r: usize, v: usize, chain: usize| (if chain == 0 { a.out } else { odd }).add((r0 + r) * PANEL + 16 * (v0 + v));
                     let mut acc = [[[V::splat_f(0.0); CHAINS]; NV]; AT_ONCE];
-                    for r in 0..MR.min(AT_ONCE) {
+                    for r in 0..rows {
                         for v in 0..NV {
                             for c in 0..CHAINS {
                                 acc[r][v][c] = V::load_f(sum(r, v, first + c));
@@ -100,7 +107,7 @@ pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usi
                             for v in 0..NV {
                                 w[v] = load(k + first + c, v0 + v);
                             }
-                            for r in 0..MR.min(AT_ONCE) {
+                            for r in 0..rows {
                                 let x = V::splat_f(*a.x[r0 + r].add(k + first + c));
                                 for v in 0..NV {
                                     acc[r][v][c] = V::fma(w[v], x, acc[r][v][c]);
@@ -110,14 +117,14 @@ pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usi
                         k += 2;
                     }
                     if k < end && first == 0 {
-                        for r in 0..MR.min(AT_ONCE) {
+                        for r in 0..rows {
                             let x = V::splat_f(*a.x[r0 + r].add(k));
                             for v in 0..NV {
                                 acc[r][v][0] = V::fma(load(k, v0 + v), x, acc[r][v][0]);
                             }
                         }
                     }
-                    for r in 0..MR.min(AT_ONCE) {
+                    for r in 0..rows {
                         for v in 0..NV {
                             for c in 0..CHAINS {
                                 V::store_f(sum(r, v, first + c), acc[r][v][c]);

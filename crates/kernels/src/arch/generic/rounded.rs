@@ -13,7 +13,7 @@
 //! every sum is a multiple of 2^-120, the least bit of the least weight (2^-133) times that of the least activation (2^13).
 //! The result is divided by 2^64 at the end.
 
-use super::dense::{DenseArgs, MAX_ROWS};
+use super::dense::{AT_ONCE, DenseArgs, rows_at_once};
 use crate::arch::vector::Vector;
 use crate::pack::PANEL;
 
@@ -100,11 +100,8 @@ impl<V: Vector> Pairs<V> for Fused {
 /// Pairs of k after which one set of columns gives way to the next; see [`super::dense`]. Where rows, too, give way to
 /// others, more comes between, and a stretch is shorter so that it stays in the first cache.
 const fn stretch(rows: usize) -> usize {
-    if rows > ROWS { 32 } else { 64 }
+    if rows > AT_ONCE { 32 } else { 64 }
 }
-
-/// Rows of a tile that are multiplied at a time, so that registers hold the sums of two vectors of columns of each.
-const ROWS: usize = 8;
 
 /// One tile of `MR` rows times one panel, `NV` vectors of columns at a time: two or four.
 ///
@@ -115,8 +112,8 @@ const ROWS: usize = 8;
 pub(crate) unsafe fn tile<V: Vector, D: Pairs<V>, const MR: usize, const NV: usize>(a: &DenseArgs) {
     const ROW: usize = 2 * PANEL;
     static NOTHING: [u8; ROW] = [0; ROW];
-    const { assert!(MR <= MAX_ROWS && (MR <= ROWS || MR.is_multiple_of(ROWS)) && (NV == 2 || NV == 4)) };
-    let rows = const { if MR < ROWS { MR } else { ROWS } };
+    const { assert!(NV == 2 || NV == 4) };
+    let rows = const { rows_at_once(MR) };
     let stretch = const { stretch(MR) };
     let count = a.k.div_ceil(2);
     // SAFETY: by the contract above; behind an odd K there is a row of zeros.
@@ -127,10 +124,10 @@ pub(crate) unsafe fn tile<V: Vector, D: Pairs<V>, const MR: usize, const NV: usi
         for from in (0..count).step_by(stretch) {
             let end = (from + stretch).min(count);
             for v0 in (0..4).step_by(NV) {
-                for r0 in (0..MR).step_by(ROWS) {
+                for r0 in (0..MR).step_by(AT_ONCE) {
                     let sum = |r: usize, v: usize| a.out.add((r0 + r) * PANEL + 16 * (v0 + v));
-                    let mut acc = [[V::splat_f(0.0); NV]; ROWS];
-                    let mut x = [a.x[r0].cast::<i32>(); ROWS];
+                    let mut acc = [[V::splat_f(0.0); NV]; AT_ONCE];
+                    let mut x = [a.x[r0].cast::<i32>(); AT_ONCE];
                     for r in 0..rows {
                         x[r] = a.x[r0 + r].cast::<i32>();
                         for v in 0..NV {
