@@ -396,20 +396,18 @@ pub(crate) unsafe fn tile<
                                 let (other, at) = panel(v0 + v);
                                 data.add(other + (c * VECTORS + at) * lines(BITS) * 64)
                             };
-                            for_each_below!(NV.div_ceil(2), pair, {
-                                let v = 2 * pair;
-                                if NV > 1 && share::<V>(P * MR) {
-                                    let chunks = [line(v), line(v + 1)];
+                            if NV > 1 && share::<V>(P * MR) {
+                                for_each_below!(NV / 2, pair, {
+                                    let chunks = [line(2 * pair), line(2 * pair + 1)];
                                     chunks.iter().for_each(|chunk| ask_all::<V, BITS, NV>(*chunk, ahead, P * MR));
-                                    add_chunks::<V, BITS, P, MR, NV, 2>(chunks, v, xq, plane, &mut acc);
-                                } else {
-                                    for_each_below!(NV.min(2), i, {
-                                        let chunk = line(v + i);
-                                        ask_all::<V, BITS, NV>(chunk, ahead, P * MR);
-                                        add_chunks::<V, BITS, P, MR, NV, 1>([chunk], v + i, xq, plane, &mut acc);
-                                    });
-                                }
-                            });
+                                    add_chunks::<V, BITS, P, MR, NV, 2>(chunks, 2 * pair, xq, plane, &mut acc);
+                                });
+                            } else {
+                                for_each_below!(NV, v, {
+                                    ask_all::<V, BITS, NV>(line(v), ahead, P * MR);
+                                    add_chunks::<V, BITS, P, MR, NV, 1>([line(v)], v, xq, plane, &mut acc);
+                                });
+                            }
                             xq = xq.add(quads(BITS) * MR);
                         }
                         for r in 0..MR {
