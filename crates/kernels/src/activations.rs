@@ -4,6 +4,7 @@ use crate::arch::generic::{DigitOrder, QuantizeArgs};
 use crate::arch::{Kernels, band_rows};
 use crate::pack::{BlockAt, PackedMatrix, STEP};
 use crate::threads::Pool;
+use billfish_tensor::ActivationScale;
 use std::ops::Range;
 
 /// How precisely activations enter a matmul. A property of the request, the same for every row.
@@ -83,31 +84,66 @@ impl<'a> Input<'a> {
         assert!(fits, "the input must be [M, K]");
     }
 
-    /// Row `i`, in `room` (K floats) if it has to be made.
-    pub(crate) fn row<'r>(&self, kernels: &Kernels, i: usize, k: usize, room: &'r mut [f32]) -> &'r [f32]
+    /// What it takes all of row `i`, of `k` numbers, to know before any of them is made.
+    fn of_row(&self, kernels: &Kernels, i: usize, k: usize) -> f32 {
+        match *self {
+            // SAFETY: the table's instruction set is available.
+            Input::Normed { rows, eps, .. } => unsafe { (kernels.inverse_rms)(&rows[i * k..(i + 1) * k], eps) },
+            Input::Rows(_) | Input::Gated { .. } => 1.0,
+        }
+    }
+
+    /// Some columns of a row of `k` numbers, in the front of `room` if they have to be made, and how many floats from each of
+    /// them is what should be asked for when it is read, because `next` comes next.
+    fn piece<'r>(&self, kernels: &Kernels, piece: &Piece, next: &Piece, k: usize, room: &'r mut [f32]) -> (&'r [f32], isize)
     where
         'a: 'r,
     {
+        let Piece { row: i, of_row, ref columns } = *piece;
+        let at = i * k + columns.start..i * k + columns.end;
         if let Input::Rows(x) = *self {
-            return &x[i * k..(i + 1) * k];
+            return (&x[at], piece.to(next, k));
         }
-        self.make(kernels, i, room);
-        room
+        let room = &mut room[..columns.len()];
+        match *self {
+            Input::Rows(_) => (),
+            // SAFETY: the table's instruction set is available; the kernel checks lengths.
+            Input::Normed { rows, weight, .. } => unsafe { (kernels.norm)(&rows[at], of_row, &weight[columns.clone()], room) },
+            Input::Gated { gate, up, stride } => {
+                let at = i * stride + columns.start..i * stride + columns.end;
+                // SAFETY: as above.
+                unsafe { (kernels.silu_mul)(&gate[at.clone()], &up[at], piece.to(next, stride), room) };
+            }
+        }
+        (room, 0)
     }
 
     /// Row `i` in `out`, K floats.
     pub(crate) fn make(&self, kernels: &Kernels, i: usize, out: &mut [f32]) {
         let k = out.len();
-        match *self {
-            Input::Rows(x) => out.copy_from_slice(&x[i * k..(i + 1) * k]),
-            // SAFETY: the table's instruction set is available; the kernel checks lengths.
-            Input::Normed { rows, weight, eps } => unsafe { (kernels.rms_norm)(&rows[i * k..(i + 1) * k], weight, eps, out) },
-            Input::Gated { gate, up, stride } => {
-                out.copy_from_slice(&gate[i * stride..i * stride + k]);
-                // SAFETY: as above.
-                unsafe { (kernels.silu_mul)(out, &up[i * stride..i * stride + k]) };
-            }
+        if let Input::Rows(x) = *self {
+            out.copy_from_slice(&x[i * k..(i + 1) * k]);
+        } else {
+            let whole = Piece { row: i, of_row: self.of_row(kernels, i, k), columns: 0..k };
+            self.piece(kernels, &whole, &whole, k, out);
         }
+    }
+}
+
+/// Some columns of a row of an input.
+#[derive(Clone)]
+struct Piece {
+    row: usize,
+    /// What [`Input::of_row`] gives for the row.
+    of_row: f32,
+    columns: Range<usize>,
+}
+
+impl Piece {
+    /// Floats from here to the other one, where rows begin `stride` apart.
+    fn to(&self, other: &Piece, stride: usize) -> isize {
+        let at = |piece: &Piece| (piece.row * stride + piece.columns.start).cast_signed();
+        at(other).wrapping_sub(at(self))
     }
 }
 
@@ -150,6 +186,13 @@ pub(crate) struct Cut<'a> {
     pub order: DigitOrder,
 }
 
+/// Columns of the rows of a tile that are made and quantized before the next ones: little enough that the digits of all rows,
+/// which stand between each other, are in the first cache until all of them are written.
+const PIECE: usize = 2048;
+
+/// Rows of the largest tile.
+const MAX_ROWS: usize = band_rows(1);
+
 /// Quantized activations; the buffers are kept from call to call.
 #[derive(Default)]
 pub(crate) struct QuantizedInput {
@@ -165,7 +208,7 @@ pub(crate) struct QuantizedInput {
     digits: Vec<i32>,
     scales: Vec<f32>,
     sums: Vec<i32>,
-    /// Room for a row of each tile, for inputs that have to be made.
+    /// Room for a row of each tile, for inputs that have to be made whole.
     rows: Vec<f32>,
 }
 
@@ -243,36 +286,56 @@ impl QuantizedInput {
     ) {
         let k = weight.in_features;
         self.make_room();
-        grow(&mut self.rows, tiles.len() * k);
+        let blocks: &[BlockAt] = &weight.blocks;
         let permutation = weight.order.permutation.as_deref();
         assert!(permutation.is_none_or(|p| p.len() == k), "a permutation has K entries");
+        // where a block may want any value of its row, or its scale, the row cannot be taken in pieces
+        let in_pieces = permutation.is_none() && (self.planes > 1 || weight.activation_scale == ActivationScale::Block);
+        grow(&mut self.rows, if in_pieces { 0 } else { tiles.len() * k });
         let (digits, scales, sums) = (Out(self.digits.as_mut_ptr()), Out(self.scales.as_mut_ptr()), Out(self.sums.as_mut_ptr()));
         let rows = Out(self.rows.as_mut_ptr());
         let order = self.order;
         let quantize = kernels.quantize[self.planes - 1];
+        let at_once = match blocks.iter().map(|b| b.len).max() {
+            Some(largest) if in_pieces => (PIECE / self.planes / largest).max(1),
+            _ => blocks.len().max(1),
+        };
         let this = &*self;
         let one_tile = |i: usize| {
             let t = this.tiles[tiles.start + i];
+            let mut piece = [0.0; PIECE];
             // SAFETY: tile `i` alone has these K floats of the room that was sized above.
-            let room = unsafe { std::slice::from_raw_parts_mut(rows.at(i * k), k) };
-            for row in 0..t.count {
-                let source = pick.map_or(t.start + row, |p| p[t.start + row] as usize);
-                let x = x.row(kernels, source, k, room);
-                // SAFETY: the table's instruction set is available; blocks and permutation stay inside `x` by how they
-                // were packed; each tile writes its own part of the three buffers, which were sized just above.
-                unsafe {
-                    quantize(&QuantizeArgs {
-                        x,
-                        permutation,
-                        blocks: &weight.blocks,
-                        rows: t.rows,
-                        row,
-                        scale: weight.activation_scale,
-                        order,
-                        planes: digits.at(t.padded_start * this.planes * this.quads),
-                        scales: scales.at(t.padded_start * this.blocks),
-                        sums: sums.at(t.padded_start * this.blocks * this.sum_kinds()),
-                    });
+            let room = if in_pieces { &mut piece[..] } else { unsafe { std::slice::from_raw_parts_mut(rows.at(i * k), k) } };
+            let source = |row: usize| pick.map_or(t.start + row, |p| p[t.start + row] as usize);
+            let mut of_rows = [1.0; MAX_ROWS];
+            for (row, of_row) in of_rows.iter_mut().enumerate().take(t.count) {
+                *of_row = x.of_row(kernels, source(row), k);
+            }
+            for (first, blocks) in (0..).step_by(at_once).zip(blocks.chunks(at_once)) {
+                let last = &blocks[blocks.len() - 1];
+                let columns = if in_pieces { blocks[0].k..last.k + last.len } else { 0..k };
+                let piece = |row: usize, columns: &Range<usize>| Piece { row: source(row), of_row: of_rows[row], columns: columns.clone() };
+                for row in 0..t.count {
+                    let next = if row + 1 < t.count { piece(row + 1, &columns) } else { piece(0, &(columns.end..k)) };
+                    let (x, ahead) = x.piece(kernels, &piece(row, &columns), &next, k, room);
+                    // SAFETY: the table's instruction set is available; blocks and permutation stay inside `x` by how they
+                    // were packed; each tile writes its own part of the three buffers, which were sized just above.
+                    unsafe {
+                        quantize(&QuantizeArgs {
+                            x,
+                            permutation,
+                            blocks,
+                            first,
+                            ahead,
+                            rows: t.rows,
+                            row,
+                            scale: weight.activation_scale,
+                            order,
+                            planes: digits.at(t.padded_start * this.planes * this.quads),
+                            scales: scales.at(t.padded_start * this.blocks),
+                            sums: sums.at(t.padded_start * this.blocks * this.sum_kinds()),
+                        });
+                    }
                 }
             }
         };

@@ -349,7 +349,7 @@ impl Backend {
         let half = (c.panels.1 - c.panels.0) / 2;
         let Lines(result) = &mut Lines([0.0f32; 2 * PANEL]);
         for p in c.panels.0..c.panels.0 + half {
-            let args = TileArgs { other: half * w.panel_bytes, ..tile_args(w, p, input, t, result.as_mut_ptr(), true) };
+            let args = TileArgs { other: half * w.panel_bytes, ..tile_args(w, p, input, t, result.as_mut_ptr()) };
             // SAFETY: the table's instruction set is available; both panels are of this weight and hold `w.blocks` by how
             // they were packed, the activations were quantized for the same blocks, and `result` holds a row of both.
             unsafe { kernel(&args) };
@@ -363,7 +363,6 @@ impl Backend {
     fn quantized_panel(&self, w: &PackedMatrix, input: &QuantizedInput, tiles: (usize, usize), p: usize, to: &Place<'_>) {
         let Lines(result) = &mut Lines([MaybeUninit::<f32>::uninit(); 2 * MAX_ROWS * PANEL]);
         let mut rest = &input.tiles[tiles.0..tiles.1];
-        let mut fresh = true;
         while let Some(t) = rest.first() {
             let alike = |next: &Tile| next.rows == t.rows && next.padded_start == t.padded_start + t.rows;
             let both = rest.get(1).filter(|next| alike(next)).and_then(|_| (self.kernels.together)(w.panel_bits, input.planes, t.rows));
@@ -378,8 +377,7 @@ impl Backend {
             // without blocks a kernel only clears its buffer
             let direct = whole && w.bias.is_none() && !to.add && !w.blocks.is_empty();
             let target = Target { first, rows: count, stride: w.out_features, direct };
-            let args = TileArgs { target, ..tile_args(w, p, input, t, result.as_mut_ptr().cast(), fresh) };
-            fresh = false;
+            let args = TileArgs { target, ..tile_args(w, p, input, t, result.as_mut_ptr().cast()) };
             // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
             // activations were quantized for the same blocks and stand one tile after another, and `result` holds MAX_ROWS
             // rows of each. A target that the kernel writes holds all rows of the tiles and 64 columns, which no other
@@ -402,7 +400,7 @@ impl Backend {
         let rows = band_rows(input.planes);
         let Lines(result) = &mut Lines([MaybeUninit::<f32>::uninit(); BAND_TILES * band_rows(1) * PANEL]);
         for band in input.tiles[tiles.0..tiles.1].chunks(BAND_TILES) {
-            let args = tile_args(w, p, input, &band[0], result.as_mut_ptr().cast(), false);
+            let args = tile_args(w, p, input, &band[0], result.as_mut_ptr().cast());
             // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
             // activations of these tiles were quantized for the same blocks, and `result` holds so many rows of a panel.
             unsafe { kernel(&args, band.len()) };
@@ -470,8 +468,7 @@ impl Backend {
         let n = weight.len();
         assert_eq!(x.len(), out.len(), "as many rows as go in");
         self.rows(out, n, &|i, out| {
-            // SAFETY: the table's instruction set is available; the kernel checks lengths.
-            unsafe { (self.kernels.rms_norm)(&x[i * n..(i + 1) * n], weight, eps, out) };
+            Input::Normed { rows: x, weight, eps }.make(self.kernels, i, out);
         });
     }
 
@@ -481,16 +478,13 @@ impl Backend {
     /// If the lengths differ.
     pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
         // any cut at a multiple of sixteen gives the same numbers
-        const RUN: usize = 4096;
+        const RUN: usize = 1024;
         assert_eq!(gate.len(), up.len(), "a gate for each element");
-        let whole = gate.len() / RUN * RUN;
-        let (runs, rest) = gate.split_at_mut(whole);
-        self.rows(runs, RUN, &|i, gate| {
-            // SAFETY: the table's instruction set is available; the kernel checks lengths.
-            unsafe { (self.kernels.silu_mul)(gate, &up[i * RUN..(i + 1) * RUN]) };
+        self.pool.chunks_mut(gate, RUN, &|i, gate| {
+            let out = &mut [0.0; RUN][..gate.len()];
+            Input::Gated { gate, up: &up[i * RUN..], stride: gate.len() }.make(self.kernels, 0, out);
+            gate.copy_from_slice(out);
         });
-        // SAFETY: as above.
-        unsafe { (self.kernels.silu_mul)(rest, &up[whole..]) }
     }
 
     /// Calls `body(i, row i)` for each row of `n` elements of `out`, on all threads if there is enough to do.
@@ -511,7 +505,7 @@ impl Backend {
 }
 
 /// What a kernel needs for panel `p` and the tiles from `tile` on.
-fn tile_args<'a>(w: &'a PackedMatrix, p: usize, input: &QuantizedInput, tile: &Tile, out: *mut f32, fresh: bool) -> TileArgs<'a> {
+fn tile_args<'a>(w: &'a PackedMatrix, p: usize, input: &QuantizedInput, tile: &Tile, out: *mut f32) -> TileArgs<'a> {
     let (digits, scales, sums) = input.tile(tile);
     TileArgs {
         panel: w.panel(p).as_ptr(),
@@ -524,7 +518,6 @@ fn tile_args<'a>(w: &'a PackedMatrix, p: usize, input: &QuantizedInput, tile: &T
         other: 0,
         out,
         target: Target { first: std::ptr::null_mut(), rows: 0, stride: 0, direct: false },
-        fresh,
     }
 }
 

@@ -113,6 +113,17 @@ fn every_group_size_and_ragged_shape() {
     }
 }
 
+/// Rows so long that they are quantized in several pieces, which groups cut as they like: alone, where one piece follows the
+/// other, and in tiles, where a piece of every row comes first.
+#[test]
+fn rows_in_several_pieces() {
+    for (k, group) in [(4500, 128), (2100, 48), (2049, 32), (2200, 200), (2300, 0)] {
+        for order in [Order::Plain, Order::Shuffled] {
+            check(&Spec { k, n: 5, group, order, seed: 31, ..PLAIN }, &[1, 3, 14]);
+        }
+    }
+}
+
 #[test]
 fn permuted_rows() {
     for bits in 2..=8 {
@@ -376,9 +387,17 @@ fn weights_with_other_scales_do_not_share_activations() {
 /// dense weights side by side, with rows that stand apart.
 #[test]
 fn fused_steps_change_no_bit() {
-    let (k, m, n) = (200, 9, 70);
+    for (k, order) in [(200, Order::Shuffled), (2500, Order::Plain), (2500, Order::Shuffled)] {
+        for precision in [Activations::Exact, Activations::Int8] {
+            fused_steps(k, order, precision);
+        }
+    }
+}
+
+fn fused_steps(k: usize, order: Order, precision: Activations) {
+    let (m, n) = (9, 70);
     let mut rng = Rng(11);
-    let q = matrix(&Spec { k, n, group: 64, order: Order::Shuffled, ..PLAIN });
+    let q = matrix(&Spec { k, n, group: 64, order, ..PLAIN });
     let dense = DenseTensor::new(DType::F32, vec![n, k], rng.floats(n * k).iter().flat_map(|v| v.to_le_bytes()).collect()).unwrap();
     let bias = Some(rng.floats(n));
     let weights = [Weight::Quantized(PackedMatrix::new(&q).unwrap()), Weight::Dense(Arc::new(PackedDense::new(&dense, bias).unwrap()))];
@@ -402,15 +421,15 @@ fn fused_steps_change_no_bit() {
             (Input::Rows(&gate), &gate),
         ];
         for (input, made) in inputs {
-            let want: Vec<Vec<f32>> = weights.iter().map(|w| run(isa, 1, w, made, m, Activations::Exact)).collect();
+            let want: Vec<Vec<f32>> = weights.iter().map(|w| run(isa, 1, w, made, m, precision)).collect();
             let mut got = [start.clone(), start.clone()];
             let [a, b] = &mut got;
             let mut scratch = MatmulScratch::default();
             let products = &mut [Product::onto(&weights[0], a), Product::new(&weights[1], b)];
-            backend.matmul(&mut scratch, input, m, Activations::Exact, products);
+            backend.matmul(&mut scratch, input, m, precision, products);
             let sum: Vec<f32> = start.iter().zip(&want[0]).map(|(s, w)| s + w).collect();
             assert!(got[0] == sum && got[1] == want[1], "{isa:?}");
-            backend.matmul(&mut scratch, input, m, Activations::Exact, &mut [Product::onto(&weights[1], &mut got[0])]);
+            backend.matmul(&mut scratch, input, m, precision, &mut [Product::onto(&weights[1], &mut got[0])]);
             let twice: Vec<f32> = sum.iter().zip(&want[1]).map(|(s, w)| s + w).collect();
             assert_eq!(got[0], twice, "{isa:?}");
         }

@@ -79,6 +79,11 @@ impl<const VNNI: bool> Vector for Ymm<VNNI> {
         pair(a, b, |x, y| unsafe { _mm256_or_si256(x, y) })
     }
     #[inline(always)]
+    unsafe fn max_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_max_epi32(x, y) })
+    }
+    #[inline(always)]
     unsafe fn shr_i<const N: u32>(a: Self::I) -> Self::I {
         // SAFETY: see above.
         both(a, |x| unsafe { _mm256_srl_epi32(x, _mm_cvtsi32_si128(N as i32)) })
@@ -214,14 +219,6 @@ impl<const VNNI: bool> Vector for Ymm<VNNI> {
     unsafe fn min_f(a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above.
         pair(a, b, |x, y| unsafe { _mm256_min_ps(x, y) })
-    }
-    #[inline(always)]
-    unsafe fn abs_f(a: Self::F) -> Self::F {
-        // SAFETY: see above.
-        unsafe {
-            let mask = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MAX));
-            both(a, |x| _mm256_and_ps(x, mask))
-        }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {

@@ -63,6 +63,11 @@ impl Vector for Avx512 {
         unsafe { _mm512_or_si512(a, b) }
     }
     #[inline(always)]
+    unsafe fn max_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_max_epi32(a, b) }
+    }
+    #[inline(always)]
     unsafe fn shr_i<const N: u32>(a: Self::I) -> Self::I {
         // SAFETY: see above.
         unsafe { _mm512_srli_epi32::<N>(a) }
@@ -168,11 +173,6 @@ impl Vector for Avx512 {
     unsafe fn min_f(a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above.
         unsafe { _mm512_min_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn abs_f(a: Self::F) -> Self::F {
-        // SAFETY: see above.
-        unsafe { _mm512_abs_ps(a) }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {

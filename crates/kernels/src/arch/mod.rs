@@ -85,10 +85,12 @@ pub(crate) struct Kernels {
     pub attend: fn(KvType, usize) -> Option<AttendFn>,
     /// Joins the attention state of a later stretch of pages to that of an earlier one; see [`generic::attention::merge`].
     pub merge: MergeFn,
-    /// Root mean square norm of one row: `(x, weight, eps, out)`.
-    pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
-    /// `gate[i] = silu(gate[i]) * up[i]`.
-    pub silu_mul: unsafe fn(&mut [f32], &[f32]),
+    /// `1 / sqrt(mean(x^2) + eps)`: `(x, eps)`.
+    pub inverse_rms: unsafe fn(&[f32], f32) -> f32,
+    /// `out = weight * (x * inverse)`: `(x, inverse, weight, out)`.
+    pub norm: unsafe fn(&[f32], f32, &[f32], &mut [f32]),
+    /// `out[i] = silu(gate[i]) * up[i]`: `(gate, up, ahead, out)`; see [`generic::elementwise::silu_mul`].
+    pub silu_mul: unsafe fn(&[f32], &[f32], isize, &mut [f32]),
     /// `x[i] = e^x[i]`.
     pub exp: unsafe fn(&mut [f32]),
     /// Rounds to half precision.
@@ -162,14 +164,18 @@ macro_rules! stamp {
             unsafe { generic::attention::merge::<$isa>(stats, out, later, later_out) }
         }
         $(#[target_feature(enable = $feature)])?
-        unsafe fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        unsafe fn inverse_rms(x: &[f32], eps: f32) -> f32 {
             // SAFETY: see above.
-            unsafe { generic::elementwise::rms_norm::<$isa>(x, weight, eps, out) }
+            unsafe { generic::elementwise::inverse_rms::<$isa>(x, eps) }
         }
         $(#[target_feature(enable = $feature)])?
-        unsafe fn silu_mul(gate: &mut [f32], up: &[f32]) {
+        unsafe fn norm(x: &[f32], inverse: f32, weight: &[f32], out: &mut [f32]) {
+            generic::elementwise::norm(x, inverse, weight, out);
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn silu_mul(gate: &[f32], up: &[f32], ahead: isize, out: &mut [f32]) {
             // SAFETY: see above.
-            unsafe { generic::elementwise::silu_mul::<$isa>(gate, up) }
+            unsafe { generic::elementwise::silu_mul::<$isa>(gate, up, ahead, out) }
         }
         $(#[target_feature(enable = $feature)])?
         unsafe fn exp(x: &mut [f32]) {
@@ -294,7 +300,8 @@ macro_rules! stamp {
             attend_coded_rows: CODED_ROWS,
             attend: attend_for,
             merge,
-            rms_norm,
+            inverse_rms,
+            norm,
             silu_mul,
             exp,
             to_f16,

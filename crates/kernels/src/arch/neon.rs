@@ -127,6 +127,11 @@ impl<const DOT: bool> Vector for Quads<DOT> {
         unsafe { zip(a, b, |a, b| vorrq_s32(a, b)) }
     }
     #[inline(always)]
+    unsafe fn max_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { zip(a, b, |a, b| vmaxq_s32(a, b)) }
+    }
+    #[inline(always)]
     unsafe fn shr_i<const N: u32>(a: Self::I) -> Self::I {
         // SAFETY: see above.
         unsafe {
@@ -270,11 +275,6 @@ impl<const DOT: bool> Vector for Quads<DOT> {
     unsafe fn min_f(a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above.
         unsafe { zip(a, b, |a, b| vbslq_f32(vcltq_f32(a, b), a, b)) }
-    }
-    #[inline(always)]
-    unsafe fn abs_f(a: Self::F) -> Self::F {
-        // SAFETY: see above.
-        unsafe { map(a, |a| vabsq_f32(a)) }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {

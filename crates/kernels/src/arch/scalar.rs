@@ -72,6 +72,10 @@ impl Vector for Scalar {
         zip(a, b, |x, y| x | y)
     }
     #[inline(always)]
+    unsafe fn max_i(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, i32::max)
+    }
+    #[inline(always)]
     unsafe fn shr_i<const N: u32>(a: Self::I) -> Self::I {
         map(a, |x| ((x as u32) >> N) as i32)
     }
@@ -163,10 +167,6 @@ impl Vector for Scalar {
     #[inline(always)]
     unsafe fn min_f(a: Self::F, b: Self::F) -> Self::F {
         zip(a, b, |x, y| if x < y { x } else { y })
-    }
-    #[inline(always)]
-    unsafe fn abs_f(a: Self::F) -> Self::F {
-        map(a, f32::abs)
     }
     #[inline(always)]
     unsafe fn load_d(p: *const f64) -> Self::D {

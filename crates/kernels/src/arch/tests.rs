@@ -67,6 +67,8 @@ pub(crate) unsafe fn operations<V: Vector>(sample: &Sample) -> Vec<Outcome> {
             "sub_bytes": V::sub_bytes(a, b),
             "and_i": V::and_i(a, b),
             "or_i": V::or_i(a, b),
+            "max_i": V::max_i(a, b),
+            "largest_lane": V::splat_i(V::largest_lane(a)),
             "shr_i 1": V::shr_i::<1>(a),
             "shr_i 6": V::shr_i::<6>(a),
             "shr_i 31": V::shr_i::<31>(a),
@@ -109,7 +111,6 @@ pub(crate) unsafe fn operations<V: Vector>(sample: &Sample) -> Vec<Outcome> {
             ("max_f, one against many", V::max_f(a, s)),
             ("min_f", V::min_f(a, b)),
             ("min_f, one against many", V::min_f(s, a)),
-            ("abs_f", V::abs_f(a)),
             ("max_lane", V::splat_f(V::max_lane(a))),
         ] {
             push(name, false, value);

@@ -64,6 +64,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I;
     /// Bitwise or.
     unsafe fn or_i(a: Self::I, b: Self::I) -> Self::I;
+    /// The larger of the two lanes.
+    unsafe fn max_i(a: Self::I, b: Self::I) -> Self::I;
     /// Logical shift right of each lane.
     unsafe fn shr_i<const N: u32>(a: Self::I) -> Self::I;
     /// Arithmetic shift right of each lane.
@@ -116,8 +118,6 @@ pub(crate) trait Vector: Copy {
     unsafe fn max_f(a: Self::F, b: Self::F) -> Self::F;
     /// The smaller of the two lanes; the second if either is NaN.
     unsafe fn min_f(a: Self::F, b: Self::F) -> Self::F;
-    /// Magnitude.
-    unsafe fn abs_f(a: Self::F) -> Self::F;
 
     /// Eight `f64` from memory.
     unsafe fn load_d(p: *const f64) -> Self::D;
@@ -154,6 +154,13 @@ pub(crate) trait Vector: Copy {
         // SAFETY: the caller's instruction set.
         let v = unsafe { Self::lanes(Self::bits_f(a)) };
         v.iter().fold(0, |sum, x| x.to_bits().cast_signed().wrapping_add(sum))
+    }
+    /// The largest lane.
+    #[inline(always)]
+    unsafe fn largest_lane(a: Self::I) -> i32 {
+        // SAFETY: the caller's instruction set.
+        let v = unsafe { Self::lanes(Self::bits_f(a)) };
+        v.iter().fold(i32::MIN, |max, x| x.to_bits().cast_signed().max(max))
     }
     /// The largest lane, if none is NaN.
     #[inline(always)]

@@ -12,13 +12,12 @@ unsafe fn load_some<V: Vector>(x: &[f32]) -> V::F {
     unsafe { V::load_f(lanes.as_ptr()) }
 }
 
-/// `out = x / sqrt(mean(x^2) + eps) * weight`; the sum runs over sixteen lanes, then over the lanes by halves.
+/// `1 / sqrt(mean(x^2) + eps)`; the sum runs over sixteen lanes, then over the lanes by halves.
 ///
 /// # Safety
 /// The instruction set of `V`.
 #[inline(always)]
-pub(crate) unsafe fn rms_norm<V: Vector>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    assert!(x.len() == weight.len() && x.len() == out.len());
+pub(crate) unsafe fn inverse_rms<V: Vector>(x: &[f32], eps: f32) -> f32 {
     let (chunks, tail) = x.as_chunks::<16>();
     // SAFETY: chunks are 16 floats.
     let sum = unsafe {
@@ -30,7 +29,13 @@ pub(crate) unsafe fn rms_norm<V: Vector>(x: &[f32], weight: &[f32], eps: f32, ou
         let v = load_some::<V>(tail);
         V::sum(V::fma(v, v, acc))
     };
-    let inverse = 1.0 / (sum / x.len() as f32 + eps).sqrt();
+    1.0 / (sum / x.len() as f32 + eps).sqrt()
+}
+
+/// `out = weight * (x * inverse)`.
+#[inline(always)]
+pub(crate) fn norm(x: &[f32], inverse: f32, weight: &[f32], out: &mut [f32]) {
+    assert!(x.len() == weight.len() && x.len() == out.len());
     for ((o, &v), &w) in out.iter_mut().zip(x).zip(weight) {
         *o = w * (v * inverse);
     }
@@ -49,21 +54,25 @@ unsafe fn gated<V: Vector>(v: V::F, u: V::F) -> V::F {
     }
 }
 
-/// `gate[i] = gate[i] / (1 + e^-gate[i]) * up[i]`.
+/// `out[i] = gate[i] / (1 + e^-gate[i]) * up[i]`. What lies `ahead` floats further is asked for.
 ///
 /// # Safety
 /// The instruction set of `V`.
 #[inline(always)]
-pub(crate) unsafe fn silu_mul<V: Vector>(gate: &mut [f32], up: &[f32]) {
-    assert_eq!(gate.len(), up.len());
-    let ((gates, gate), (ups, up)) = (gate.as_chunks_mut::<16>(), up.as_chunks::<16>());
-    for (g, u) in gates.iter_mut().zip(ups) {
+pub(crate) unsafe fn silu_mul<V: Vector>(gate: &[f32], up: &[f32], ahead: isize, out: &mut [f32]) {
+    assert!(gate.len() == up.len() && gate.len() == out.len());
+    let ((gates, gate), (ups, up), (outs, out)) = (gate.as_chunks::<16>(), up.as_chunks::<16>(), out.as_chunks_mut::<16>());
+    for ((g, u), out) in gates.iter().zip(ups).zip(outs) {
         // SAFETY: chunks are 16 floats.
-        unsafe { V::store_f(g.as_mut_ptr(), gated::<V>(V::load_f(g.as_ptr()), V::load_f(u.as_ptr()))) };
+        unsafe {
+            V::prefetch(g.as_ptr().wrapping_offset(ahead).cast());
+            V::prefetch(u.as_ptr().wrapping_offset(ahead).cast());
+            V::store_f(out.as_mut_ptr(), gated::<V>(V::load_f(g.as_ptr()), V::load_f(u.as_ptr())));
+        }
     }
     // SAFETY: loads through padded copies; the result is an array.
     let last = unsafe { V::lanes(gated::<V>(load_some::<V>(gate), load_some::<V>(up))) };
-    gate.copy_from_slice(&last[..gate.len()]);
+    out.copy_from_slice(&last[..out.len()]);
 }
 
 /// `x[i] = e^x[i]`, see [`exp`].

@@ -48,8 +48,6 @@ pub(crate) struct TileArgs<'a> {
     pub out: *mut f32,
     /// Where the result will be: a tile kernel asks for it beforehand, so that writing it need not wait for memory.
     pub target: Target,
-    /// Whether the panel comes from memory: the first tile asks for what lies ahead, later ones find it in a cache.
-    pub fresh: bool,
 }
 
 /// The rows of 64 columns where a result will be.
@@ -359,11 +357,18 @@ pub(crate) unsafe fn tile<
                             // each pass over the block asks for its part, so that memory is never idle nor swamped
                             let per_pass = (4 * lines(BITS)).div_ceil(TILES * P * 4 / NV);
                             let pass = (t * 4 + v0) / NV * P + P - 1 - p;
-                            let asked = if a.fresh { pass * per_pass..((pass + 1) * per_pass).min(4 * lines(BITS)) } else { 0..0 };
+                            let asked = pass * per_pass..((pass + 1) * per_pass).min(4 * lines(BITS));
                             for c in 0..block.chunks {
                                 let line = data.add((c * 4 + v0) * lines(BITS) * 64);
                                 for l in asked.clone() {
                                     ask::<V, BITS, NV>(data.wrapping_add((c * 4 * lines(BITS) + l) * 64), ahead, P * MR);
+                                }
+                                if P > 1 && v0 == 0 {
+                                    // the digits of the next block: those of the first panel come from far away
+                                    let next = xq.cast::<u8>().wrapping_add(4 * P * plane);
+                                    for l in 0..(4 * quads(BITS) * MR).div_ceil(64) {
+                                        V::prefetch(next.wrapping_add(64 * l));
+                                    }
                                 }
                                 let mut chunks = [line; NV];
                                 for (v, chunk) in chunks.iter_mut().enumerate() {

@@ -60,14 +60,18 @@ impl DigitOrder {
     }
 }
 
-/// One row of activations and where its digits go: row `row` of a tile of `rows`.
+/// A piece of a row of activations and where its digits go: row `row` of a tile of `rows`.
 pub(crate) struct QuantizeArgs<'a> {
-    /// The row, `[K]`.
+    /// The piece; a whole row, `[K]`, where blocks are permuted or share the scale of the row.
     pub x: &'a [f32],
     /// Order in which the values stand in the blocks.
     pub permutation: Option<&'a [u32]>,
-    /// Blocks, in order.
+    /// Blocks of the piece, in order.
     pub blocks: &'a [BlockAt],
+    /// How many blocks of the row come before it.
+    pub first: usize,
+    /// Floats from each value to what is asked for when it is read: that of the piece that comes next.
+    pub ahead: isize,
     /// Rows of the tile.
     pub rows: usize,
     /// This row.
@@ -84,29 +88,22 @@ pub(crate) struct QuantizeArgs<'a> {
     pub sums: *mut i32,
 }
 
-/// Bytes from a value to what is asked for when it is read: rows stand one after another, and what made them is long out of
-/// the first cache.
-const PREFETCH: usize = 4096;
-
-/// The largest magnitude of `values`, a multiple of sixteen of them, and a number that is 0 if all are finite.
+/// The bits of the largest magnitude of `values`, a multiple of sixteen of them. Those of numbers are in the order of the
+/// numbers; an infinity and NaN are larger than all of them.
 ///
 /// # Safety
 /// The instruction set of `V`.
 #[inline(always)]
-unsafe fn largest<V: Vector>(values: &[f32]) -> (f32, f32) {
+unsafe fn largest<V: Vector>(values: &[f32], ahead: isize) -> i32 {
     // SAFETY: every load lies inside `values`.
     unsafe {
-        let mut max = V::splat_f(0.0);
-        let mut nan = V::splat_f(0.0);
+        let mut max = V::splat_i(0);
         for i in 0..values.len() / 16 {
             let at = values.as_ptr().add(16 * i);
-            V::prefetch(at.cast::<u8>().wrapping_add(PREFETCH));
-            let v = V::load_f(at);
-            max = V::max_f(V::abs_f(v), max);
-            // x - x is 0 for every finite x and NaN otherwise
-            nan = V::add_f(nan, V::sub_f(v, v));
+            V::prefetch(at.wrapping_offset(ahead).cast());
+            max = V::max_i(V::and_i(V::load_i(at.cast()), V::splat_i(i32::MAX)), max);
         }
-        (V::max_lane(max), V::sum(nan))
+        V::largest_lane(max)
     }
 }
 
@@ -114,7 +111,7 @@ unsafe fn largest<V: Vector>(values: &[f32]) -> (f32, f32) {
 /// do so together.
 const AHEAD: usize = 16;
 
-/// Quantizes one row: `scale = amax / LIMIT`, `v = round(x * (LIMIT / amax))`, ties to even, `amax` being that of the
+/// Quantizes a piece of a row: `scale = amax / LIMIT`, `v = round(x * (LIMIT / amax))`, ties to even, `amax` being that of the
 /// block or, if the weight asks for it and there is one plane, of the row. A block that holds an infinity or a NaN gets a
 /// NaN scale, so that the result is NaN too; one too small to invert (below 2^-100) counts as 0.
 ///
@@ -128,21 +125,30 @@ pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
         let mut last = [0.0; 16];
         last[..rest.len()].copy_from_slice(rest);
         // SAFETY: the caller's instruction set.
-        let ((max, nan), (last_max, last_nan)) = unsafe { (largest::<V>(whole), largest::<V>(&last)) };
-        (max.max(last_max), nan + last_nan)
+        unsafe { largest::<V>(whole, a.ahead).max(largest::<V>(&last, a.ahead)) }
     });
-    let mut room = [[0.0f32; BLOCK]; AHEAD];
-    for (first, blocks) in (0..).step_by(AHEAD).zip(a.blocks.chunks(AHEAD)) {
+    let start = a.blocks.first().map_or(0, |b| b.k);
+    let mut room;
+    let room: &mut [[f32; BLOCK]] = if a.permutation.is_none() && a.blocks.iter().all(|b| b.len.is_multiple_of(16)) {
+        &mut []
+    } else {
+        room = [[0.0; BLOCK]; AHEAD];
+        &mut room
+    };
+    for (first, blocks) in (a.first..).step_by(AHEAD).zip(a.blocks.chunks(AHEAD)) {
         let mut values: [&[f32]; AHEAD] = [&[]; AHEAD];
-        let mut found = [(0.0f32, 0.0f32); AHEAD];
-        for (((values, found), room), block) in values.iter_mut().zip(&mut found).zip(&mut room).zip(blocks) {
-            *values = gathered(a, block, room);
+        let mut found = [0; AHEAD];
+        let mut rooms = room.iter_mut();
+        for ((values, found), block) in values.iter_mut().zip(&mut found).zip(blocks) {
+            let at = block.k - start;
+            *values = rooms.next().map_or_else(|| &a.x[at..at + block.len], |room| gathered(a, block, at, room));
             // SAFETY: the caller's instruction set.
-            *found = unsafe { of_row.unwrap_or_else(|| largest::<V>(values)) };
+            *found = unsafe { of_row.unwrap_or_else(|| largest::<V>(values, a.ahead)) };
         }
         let mut inverses = [0.0f32; AHEAD];
-        for (i, (amax, nan)) in found.into_iter().enumerate().take(blocks.len()) {
-            let finite = nan == 0.0;
+        for (i, bits) in found.into_iter().enumerate().take(blocks.len()) {
+            let amax = f32::from_bits(bits.cast_unsigned());
+            let finite = amax.is_finite();
             let usable = finite && amax >= 7.9e-31;
             inverses[i] = if usable { LIMIT[P - 1] / amax } else { 0.0 };
             let scale = match (finite, usable) {
@@ -160,12 +166,12 @@ pub(crate) unsafe fn row<V: Vector, const P: usize>(a: &QuantizeArgs) {
     }
 }
 
-/// The values of a block, filled up with zeros to a multiple of sixteen: in place if they stand so, else in `room`.
+/// The values of a block, the first of which is number `k` of the piece, in `room`, filled up with zeros to a multiple of
+/// sixteen.
 #[inline(always)]
-fn gathered<'v>(a: &QuantizeArgs<'v>, block: &BlockAt, room: &'v mut [f32; BLOCK]) -> &'v [f32] {
-    let source = block.k..block.k + block.len;
+fn gathered<'v>(a: &QuantizeArgs<'v>, block: &BlockAt, k: usize, room: &'v mut [f32; BLOCK]) -> &'v [f32] {
+    let source = k..k + block.len;
     match a.permutation {
-        None if block.len.is_multiple_of(16) => return &a.x[source],
         None => room[..block.len].copy_from_slice(&a.x[source]),
         Some(p) => room.iter_mut().zip(&p[source]).for_each(|(v, &k)| *v = a.x[k as usize]),
     }
