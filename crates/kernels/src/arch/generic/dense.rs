@@ -95,9 +95,11 @@ pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usi
                     }
                     let mut k = k0;
                     while k + 1 < end {
-                        if NV * CHAINS < 8 && r0 == 0 {
-                            let share = 2 * PANEL * size * NV * CHAINS / 8;
-                            let next = (k0 + stretch) * PANEL * size + (part * stretch + k - k0) / 2 * share;
+                        if NV * CHAINS < 8 {
+                            // each set of columns, chains and rows asks for its part of the next stretch
+                            let share = 2 * PANEL * size * NV * CHAINS * rows / (8 * MR);
+                            let pass = part * (MR / rows) + r0 / rows;
+                            let next = (k0 + stretch) * PANEL * size + (pass * stretch + k - k0) / 2 * share;
                             for line in 0..share.div_ceil(64) {
                                 V::prefetch_far(a.panel.wrapping_add(next + 64 * line));
                             }
