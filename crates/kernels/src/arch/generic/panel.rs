@@ -354,7 +354,8 @@ pub(crate) unsafe fn tile<
                                 }
                             }
                             let mut xq = x.add(p * plane);
-                            // each pass over the block asks for its part, so that memory is never idle nor swamped
+                            // each pass over the block asks for its part, so that memory is never idle nor swamped; that of a
+                            // tile that finds the panel in the second cache, too (exact, 512 rows: 1.01 times as fast)
                             let per_pass = (4 * lines(BITS)).div_ceil(TILES * P * 4 / NV);
                             let pass = (t * 4 + v0) / NV * P + P - 1 - p;
                             let asked = pass * per_pass..((pass + 1) * per_pass).min(4 * lines(BITS));
@@ -364,7 +365,8 @@ pub(crate) unsafe fn tile<
                                     ask::<V, BITS, NV>(data.wrapping_add((c * 4 * lines(BITS) + l) * 64), ahead, P * MR);
                                 }
                                 if P > 1 && v0 == 0 {
-                                    // the digits of the next block: those of the first panel come from far away
+                                    // the digits of the next block: of the first panel they come from far away, of others
+                                    // from the second cache. Of one plane there are so few that asking costs what it gains
                                     let next = xq.cast::<u8>().wrapping_add(4 * P * plane);
                                     for l in 0..(4 * quads(BITS) * MR).div_ceil(64) {
                                         V::prefetch(next.wrapping_add(64 * l));
