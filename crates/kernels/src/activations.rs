@@ -186,8 +186,8 @@ pub(crate) struct Cut<'a> {
     pub order: DigitOrder,
 }
 
-/// Columns of the rows of a tile that are made and quantized before the next ones: little enough that the digits of all rows,
-/// which stand between each other, are in the first cache until all of them are written.
+/// Digits of each row of a tile that are made before those of the next columns: so few that those of all rows, which stand
+/// between each other, are in the first cache until all of them are written.
 const PIECE: usize = 2048;
 
 /// Rows of the largest tile.
@@ -303,9 +303,9 @@ impl QuantizedInput {
         let this = &*self;
         let one_tile = |i: usize| {
             let t = this.tiles[tiles.start + i];
-            let mut piece = [0.0; PIECE];
+            let mut made = [0.0; PIECE];
             // SAFETY: tile `i` alone has these K floats of the room that was sized above.
-            let room = if in_pieces { &mut piece[..] } else { unsafe { std::slice::from_raw_parts_mut(rows.at(i * k), k) } };
+            let room = if in_pieces { &mut made[..] } else { unsafe { std::slice::from_raw_parts_mut(rows.at(i * k), k) } };
             let source = |row: usize| pick.map_or(t.start + row, |p| p[t.start + row] as usize);
             let mut of_rows = [1.0; MAX_ROWS];
             for (row, of_row) in of_rows.iter_mut().enumerate().take(t.count) {
