@@ -101,12 +101,9 @@ impl<'a> Input<'a> {
     {
         let Piece { row: i, of_row, ref columns } = *piece;
         let at = i * k + columns.start..i * k + columns.end;
-        if let Input::Rows(x) = *self {
-            return (&x[at], piece.to(next, k));
-        }
         let room = &mut room[..columns.len()];
         match *self {
-            Input::Rows(_) => (),
+            Input::Rows(x) => return (&x[at], piece.to(next, k)),
             // SAFETY: the table's instruction set is available; the kernel checks lengths.
             Input::Normed { rows, weight, .. } => unsafe { (kernels.norm)(&rows[at], of_row, &weight[columns.clone()], room) },
             Input::Gated { gate, up, stride } => {
