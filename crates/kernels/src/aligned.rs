@@ -130,7 +130,12 @@ impl AlignedBytes {
 
     /// `len` zero bytes, of which little may ever be written to; none if the system has not as much address space.
     pub fn try_zeroed(len: usize) -> Option<Self> {
-        if len >= PAGES { MmapMut::map_anon(len).ok().map(AlignedBytes::Pages) } else { Some(Self::zeroed(len)) }
+        if len < PAGES {
+            return Some(Self::zeroed(len));
+        }
+        let pages = MmapMut::map_anon(len).ok()?;
+        advise_large(&pages);
+        Some(AlignedBytes::Pages(pages))
     }
 
     /// `len` zero bytes, all of which will be written to: in large pages where the system has them, because a fault for
