@@ -166,6 +166,7 @@ impl Call<'_> {
                 pages: stretch * STRETCH..((stretch + 1) * STRETCH).min((s.blocks.len() * BLOCK).div_ceil(PAGE)),
                 blocks: &self.addresses.0[s.blocks.clone()],
                 keys_at,
+                next_keys_at: keys_at + shape.head_bytes(),
                 values_at: keys_at + shape.key_bytes(),
                 scales_at: keys_at + shape.scales_at(),
                 factors: self.scales.map_or([1.0; 2], |s| s.of(unit.kv_head)),

@@ -308,6 +308,7 @@ fn every_code_is_read_as_defined() {
                             pages: 0..1,
                             blocks: &[part.as_ptr()],
                             keys_at: 0,
+                            next_keys_at: 0,
                             values_at,
                             scales_at,
                             factors: [1.0; 2],

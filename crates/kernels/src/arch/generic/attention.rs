@@ -44,6 +44,8 @@ pub(crate) struct AttendArgs<'a> {
     pub blocks: &'a [*const u8],
     /// Where this KV head begins in a block: its keys, `[head_dim][16]`, or codes in pairs.
     pub keys_at: usize,
+    /// Where those of the next KV head begin, which will be needed next.
+    pub next_keys_at: usize,
     /// Where its values begin, `[16][padded]`.
     pub values_at: usize,
     /// Where the scales of its keys begin, 16 brain floats; those of the values follow.
@@ -70,6 +72,38 @@ const fn pairs(e: u8) -> bool {
 /// Whether rows of format `E` have scales.
 const fn scaled(e: u8) -> bool {
     pairs(e) || e == KvType::Int8 as u8 || e == KvType::Fp8E4M3 as u8 || e == KvType::Fp8E5M2 as u8
+}
+
+/// Bytes of sixteen numbers of format `E`.
+const fn sixteen(e: u8) -> usize {
+    if e == KvType::F32 as u8 {
+        64
+    } else if pairs(e) {
+        8
+    } else if scaled(e) {
+        16
+    } else {
+        32
+    }
+}
+
+/// Whether a tile of so many rows asks for the values of a page while it reads its keys, and then for the keys of the next. They
+/// lie in many short pieces, of which the processor learns anew each time where they are; many rows hide that, and find the
+/// blocks in a cache from the tile before.
+const fn asks(rows: usize) -> bool {
+    rows <= 8
+}
+
+/// Asks for the lines that begin where `count` times sixteen numbers are, of which number `index` is the first.
+#[inline(always)]
+unsafe fn ask<V: Vector, const E: u8>(p: *const u8, index: usize, count: usize) {
+    let from = index / 16 * sixteen(E);
+    for i in 0..count {
+        if (from + i * sixteen(E)).is_multiple_of(64) {
+            // SAFETY: a hint.
+            unsafe { V::prefetch(p.wrapping_add(from + i * sixteen(E))) };
+        }
+    }
 }
 
 /// Sixteen numbers, beginning with number `index`; of a format without pairs. To be called from loops: a closure that decodes
@@ -143,12 +177,14 @@ unsafe fn step<V: Vector, const MR: usize, const NV: usize>(q: *const f32, k: [V
 /// The scores of a tile against `NV` blocks, from block `first` of the page on.
 ///
 /// # Safety
-/// As [`attend`]; `keys` are those of one head in blocks of format `E`, `scales` those of these keys if it has any.
+/// As [`attend`]; `keys` are those of one head in blocks of format `E`, `scales` those of these keys if it has any, `values`
+/// what is needed next, at any address.
 #[inline(always)]
 unsafe fn scores<V: Vector, const E: u8, const MR: usize, const NV: usize>(
     a: &AttendArgs,
     keys: [*const u8; NV],
     scales: [*const u8; NV],
+    values: [*const u8; NV],
     first: usize,
     scores: &mut [[f32; PAGE]; MR],
 ) {
@@ -161,6 +197,9 @@ unsafe fn scores<V: Vector, const E: u8, const MR: usize, const NV: usize>(
                 let (mut low, mut high) = (zeros, zeros);
                 for v in 0..NV {
                     [low[v], high[v]] = load_pairs::<V, E>(keys[v], d / 2 * BLOCK);
+                    if asks(MR) {
+                        ask::<V, E>(values[v], d * BLOCK, 2);
+                    }
                 }
                 step::<V, MR, NV>(a.queries.add(d * MR), low, &mut acc);
                 if d + 1 < a.head_dim {
@@ -172,6 +211,9 @@ unsafe fn scores<V: Vector, const E: u8, const MR: usize, const NV: usize>(
                 let mut k = zeros;
                 for v in 0..NV {
                     k[v] = load::<V, E>(keys[v], d * BLOCK);
+                    if asks(MR) {
+                        ask::<V, E>(values[v], d * BLOCK, 1);
+                    }
                 }
                 step::<V, MR, NV>(a.queries.add(d * MR), k, &mut acc);
             }
@@ -217,11 +259,12 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
                 let parts: [*const u8; NV] = std::array::from_fn(|v| a.blocks[(page * BLOCKS + v0 + v).min(a.blocks.len() - 1)]);
                 let keys = std::array::from_fn(|v| parts[v].add(a.keys_at));
                 let scales = std::array::from_fn(|v| parts[v].add(a.scales_at));
-                scores::<V, E, MR, NV>(a, keys, scales, v0, weights);
+                let values = std::array::from_fn(|v| parts[v].wrapping_add(a.values_at));
+                scores::<V, E, MR, NV>(a, keys, scales, values, v0, weights);
             }
             if has_own {
                 // in place of what the codes of the block gave, which may not be there yet
-                scores::<V, { KvType::F16 as u8 }, MR, 1>(a, [a.own.1], [a.own.1], a.own.0 % BLOCKS, weights);
+                scores::<V, { KvType::F16 as u8 }, MR, 1>(a, [a.own.1], [a.own.1], [a.own.1], a.own.0 % BLOCKS, weights);
             }
             let keep = softmax::<V, MR>(weights, &seen, a.stats);
             let store = std::array::from_fn(|r| !seen[r].is_empty());
@@ -346,10 +389,11 @@ unsafe fn add_token<V: Vector, const MR: usize, const NV: usize>(
 /// Adds the values of some tokens of a block, which are numbered from the beginning of the page.
 ///
 /// # Safety
-/// As [`add_values`]; `values` are those of one head in a block of format `E`.
+/// As [`add_values`]; `values` are those of one head in a block of format `E`, `next` what is needed next, at any address.
 #[inline(always)]
 unsafe fn add_block<V: Vector, const E: u8, const MR: usize, const NV: usize>(
     values: *const u8,
+    next: *const u8,
     padded: usize,
     tokens: Range<usize>,
     d0: usize,
@@ -366,6 +410,9 @@ unsafe fn add_block<V: Vector, const E: u8, const MR: usize, const NV: usize>(
                 for v in 0..NV {
                     [low[v], high[v]] = load_pairs::<V, E>(values, at + 16 * v);
                 }
+                if asks(MR) {
+                    ask::<V, E>(next, 2 * at, 2 * NV);
+                }
                 if 2 * pair >= tokens.start {
                     add_token::<V, MR, NV>(weights, 2 * pair, low, acc);
                 }
@@ -378,6 +425,9 @@ unsafe fn add_block<V: Vector, const E: u8, const MR: usize, const NV: usize>(
                 let mut value = zeros;
                 for v in 0..NV {
                     value[v] = load::<V, E>(values, j % BLOCK * padded + d0 + 16 * v);
+                }
+                if asks(MR) {
+                    ask::<V, E>(next, j % BLOCK * padded + d0, NV);
                 }
                 add_token::<V, MR, NV>(weights, j, value, acc);
             }
@@ -412,9 +462,14 @@ unsafe fn add_values<V: Vector, const E: u8, const MR: usize, const NV: usize>(
             let number = page * BLOCKS + block;
             if scaled(E) && number == a.own.0 {
                 let values = a.own.1.add(2 * BLOCK * a.head_dim);
-                add_block::<V, { KvType::F16 as u8 }, MR, NV>(values, a.padded, in_block, d0, weights, &mut acc);
+                add_block::<V, { KvType::F16 as u8 }, MR, NV>(values, values, a.padded, in_block, d0, weights, &mut acc);
             } else {
-                add_block::<V, E, MR, NV>(a.blocks[number].add(a.values_at), a.padded, in_block, d0, weights, &mut acc);
+                // the keys of the next page, or those that the next KV head begins with
+                let next = match a.blocks.get(number + BLOCKS) {
+                    Some(block) if page + 1 < a.pages.end => block.wrapping_add(a.keys_at),
+                    _ => a.blocks[a.pages.start * BLOCKS + block].wrapping_add(a.next_keys_at),
+                };
+                add_block::<V, E, MR, NV>(a.blocks[number].add(a.values_at), next, a.padded, in_block, d0, weights, &mut acc);
             }
         }
         for r in 0..MR {
