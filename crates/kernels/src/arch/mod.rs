@@ -91,6 +91,8 @@ pub(crate) struct Kernels {
     pub norm: unsafe fn(&[f32], f32, &[f32], &mut [f32]),
     /// `out[i] = silu(gate[i]) * up[i]`: `(gate, up, ahead, out)`; see [`generic::elementwise::silu_mul`].
     pub silu_mul: unsafe fn(&[f32], &[f32], isize, &mut [f32]),
+    /// Asks the first cache for all of a slice.
+    pub ask: unsafe fn(&[f32]),
     /// `x[i] = e^x[i]`.
     pub exp: unsafe fn(&mut [f32]),
     /// Rounds to half precision.
@@ -176,6 +178,11 @@ macro_rules! stamp {
         unsafe fn silu_mul(gate: &[f32], up: &[f32], ahead: isize, out: &mut [f32]) {
             // SAFETY: see above.
             unsafe { generic::elementwise::silu_mul::<$isa>(gate, up, ahead, out) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn ask(x: &[f32]) {
+            // SAFETY: see above.
+            unsafe { generic::elementwise::ask::<$isa>(x) }
         }
         $(#[target_feature(enable = $feature)])?
         unsafe fn exp(x: &mut [f32]) {
@@ -303,6 +310,7 @@ macro_rules! stamp {
             inverse_rms,
             norm,
             silu_mul,
+            ask,
             exp,
             to_f16,
             gemm_tile: ($gmr, 8 * $gnv),

@@ -75,6 +75,18 @@ pub(crate) unsafe fn silu_mul<V: Vector>(gate: &[f32], up: &[f32], ahead: isize,
     out.copy_from_slice(&last[..out.len()]);
 }
 
+/// Asks for all of `x`.
+///
+/// # Safety
+/// The instruction set of `V`.
+#[inline(always)]
+pub(crate) unsafe fn ask<V: Vector>(x: &[f32]) {
+    for line in x.chunks(16) {
+        // SAFETY: a hint.
+        unsafe { V::prefetch(line.as_ptr().cast()) };
+    }
+}
+
 /// `x[i] = e^x[i]`, see [`exp`].
 ///
 /// # Safety
