@@ -128,7 +128,8 @@ impl AlignedBytes {
         AlignedBytes::Heap(Heap::zeroed(len))
     }
 
-    /// `len` zero bytes, of which little may ever be written to; none if the system has not as much address space.
+    /// `len` zero bytes, of which little may ever be written to, in large pages where the system has them: they are many, and
+    /// come a few megabytes at a time. None if the system has not as much address space.
     pub fn try_zeroed(len: usize) -> Option<Self> {
         if len < PAGES {
             return Some(Self::zeroed(len));
