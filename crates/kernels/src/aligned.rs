@@ -128,15 +128,11 @@ impl AlignedBytes {
         AlignedBytes::Heap(Heap::zeroed(len))
     }
 
-    /// `len` zero bytes, of which little may ever be written to, in large pages where the system has them: they are many, and
-    /// come a few megabytes at a time. None if the system has not as much address space.
+    /// As [`zeroed`](Self::zeroed), in large pages where the system has them: what is written to is taken a few megabytes at a
+    /// time. None if the system has not as much address space.
     pub fn try_zeroed(len: usize) -> Option<Self> {
-        if len < PAGES {
-            return Some(Self::zeroed(len));
-        }
-        let pages = MmapMut::map_anon(len).ok()?;
-        advise_large(&pages);
-        Some(AlignedBytes::Pages(pages))
+        let bytes = if len >= PAGES { AlignedBytes::Pages(MmapMut::map_anon(len).ok()?) } else { Self::zeroed(len) };
+        Some(bytes.in_large_pages())
     }
 
     /// `len` zero bytes, all of which will be written to: in large pages where the system has them, because a fault for
@@ -149,11 +145,15 @@ impl AlignedBytes {
         {
             return AlignedBytes::Part(part);
         }
-        let bytes = Self::zeroed(len);
-        if let AlignedBytes::Pages(pages) = &bytes {
+        Self::zeroed(len).in_large_pages()
+    }
+
+    /// Asks for large pages, if these are pages of their own.
+    fn in_large_pages(self) -> Self {
+        if let AlignedBytes::Pages(pages) = &self {
             advise_large(pages);
         }
-        bytes
+        self
     }
 
     /// Where they begin; to be written through only by who has this value to itself.
