@@ -129,8 +129,8 @@ impl Call<'_> {
         seen.start / (PAGE * STRETCH)..seen.end.div_ceil(PAGE * STRETCH)
     }
 
-    /// Writes the scaled queries of a tile as `[head_dim][rows]`, those of four rows at a time: number by number of a row
-    /// takes three times as long.
+    /// Writes the scaled queries of a tile as `[head_dim][rows]`, those of four rows at a time: one number at a time takes twice
+    /// as long.
     fn gather(&self, unit: &Unit, out: &mut [f32]) {
         let (s, tile) = (&self.sequences[unit.sequence], &unit.tile);
         let query = |r: usize| {

@@ -64,6 +64,13 @@ pub(crate) struct AttendArgs<'a> {
     pub out: *mut f32,
 }
 
+impl AttendArgs<'_> {
+    /// The values of this head in the block of the rows, in halves.
+    fn own_values(&self) -> *const u8 {
+        self.own.1.wrapping_add(2 * BLOCK * self.head_dim)
+    }
+}
+
 /// Whether codes of format `E` lie in pairs.
 const fn pairs(e: u8) -> bool {
     e == KvType::Int4 as u8 || e == KvType::Fp4E2M1 as u8
@@ -87,16 +94,18 @@ const fn sixteen(e: u8) -> usize {
     }
 }
 
-/// Whether a tile of so many rows asks for the values of a page while it reads its keys, and then for the keys of the next. They
-/// lie in many short pieces, of which the processor learns anew each time where they are; many rows hide that, and find the
-/// blocks in a cache from the tile before.
-const fn asks(rows: usize) -> bool {
-    rows <= 8
-}
+/// Rows of the largest tile that asks for the values of a page while it reads its keys, and then for the keys that come next.
+/// They lie in many short pieces, of which the processor learns anew each time where they are; more rows hide that, and find
+/// the blocks in a cache from the tile before.
+const ASKING_ROWS: usize = 8;
 
-/// Asks for the lines that begin where `count` times sixteen numbers are, of which number `index` is the first.
+/// Asks for the lines that begin where `count` times sixteen numbers are, of which number `index` is the first, if a tile of
+/// `MR` rows asks at all.
 #[inline(always)]
-unsafe fn ask<V: Vector, const E: u8>(p: *const u8, index: usize, count: usize) {
+unsafe fn ask<V: Vector, const E: u8, const MR: usize>(p: *const u8, index: usize, count: usize) {
+    if MR > ASKING_ROWS {
+        return;
+    }
     let from = index / 16 * sixteen(E);
     for i in 0..count {
         if (from + i * sixteen(E)).is_multiple_of(64) {
@@ -197,9 +206,7 @@ unsafe fn scores<V: Vector, const E: u8, const MR: usize, const NV: usize>(
                 let (mut low, mut high) = (zeros, zeros);
                 for v in 0..NV {
                     [low[v], high[v]] = load_pairs::<V, E>(keys[v], d / 2 * BLOCK);
-                    if asks(MR) {
-                        ask::<V, E>(values[v], d * BLOCK, 2);
-                    }
+                    ask::<V, E, MR>(values[v], d * BLOCK, 2);
                 }
                 step::<V, MR, NV>(a.queries.add(d * MR), low, &mut acc);
                 if d + 1 < a.head_dim {
@@ -211,9 +218,7 @@ unsafe fn scores<V: Vector, const E: u8, const MR: usize, const NV: usize>(
                 let mut k = zeros;
                 for v in 0..NV {
                     k[v] = load::<V, E>(keys[v], d * BLOCK);
-                    if asks(MR) {
-                        ask::<V, E>(values[v], d * BLOCK, 1);
-                    }
+                    ask::<V, E, MR>(values[v], d * BLOCK, 1);
                 }
                 step::<V, MR, NV>(a.queries.add(d * MR), k, &mut acc);
             }
@@ -264,7 +269,7 @@ pub(crate) unsafe fn attend<V: Vector, const E: u8, const MR: usize, const NV: u
             }
             if has_own {
                 // in place of what the codes of the block gave, which may not be there yet
-                scores::<V, { KvType::F16 as u8 }, MR, 1>(a, [a.own.1], [a.own.1], [a.own.1], a.own.0 % BLOCKS, weights);
+                scores::<V, { KvType::F16 as u8 }, MR, 1>(a, [a.own.1], [a.own.1], [a.own_values()], a.own.0 % BLOCKS, weights);
             }
             let keep = softmax::<V, MR>(weights, &seen, a.stats);
             let store = std::array::from_fn(|r| !seen[r].is_empty());
@@ -410,9 +415,7 @@ unsafe fn add_block<V: Vector, const E: u8, const MR: usize, const NV: usize>(
                 for v in 0..NV {
                     [low[v], high[v]] = load_pairs::<V, E>(values, at + 16 * v);
                 }
-                if asks(MR) {
-                    ask::<V, E>(next, 2 * at, 2 * NV);
-                }
+                ask::<V, E, MR>(next, 2 * at, 2 * NV);
                 if 2 * pair >= tokens.start {
                     add_token::<V, MR, NV>(weights, 2 * pair, low, acc);
                 }
@@ -426,9 +429,7 @@ unsafe fn add_block<V: Vector, const E: u8, const MR: usize, const NV: usize>(
                 for v in 0..NV {
                     value[v] = load::<V, E>(values, j % BLOCK * padded + d0 + 16 * v);
                 }
-                if asks(MR) {
-                    ask::<V, E>(next, j % BLOCK * padded + d0, NV);
-                }
+                ask::<V, E, MR>(next, j % BLOCK * padded + d0, NV);
                 add_token::<V, MR, NV>(weights, j, value, acc);
             }
         }
@@ -461,7 +462,8 @@ unsafe fn add_values<V: Vector, const E: u8, const MR: usize, const NV: usize>(
             let in_block = tokens.start.max(block * BLOCK)..tokens.end.min((block + 1) * BLOCK);
             let number = page * BLOCKS + block;
             if scaled(E) && number == a.own.0 {
-                let values = a.own.1.add(2 * BLOCK * a.head_dim);
+                // what comes next is in another format, and not asked for
+                let values = a.own_values();
                 add_block::<V, { KvType::F16 as u8 }, MR, NV>(values, values, a.padded, in_block, d0, weights, &mut acc);
             } else {
                 // the keys of the next page, or those that the next KV head begins with
