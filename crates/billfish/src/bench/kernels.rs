@@ -170,7 +170,9 @@ impl KernelBench {
         let x: Vec<f32> = (0..rows * k).map(|i| ((i * 7919) % 1000) as f32 * 1e-3 - 0.5).collect();
         let mut y = vec![0.0; rows * n];
         let mut scratch = MatmulScratch::default();
+        let begin = Instant::now();
         backend.matmul(&mut scratch, Input::Rows(&x), rows, activations, &mut [Product::new(&self.copies[0], &mut y)]);
+        let mut time = begin.elapsed();
         check(&self.matrix, &x, &y, activations)??;
 
         let bytes = self.copies[0].bytes();
@@ -182,10 +184,10 @@ impl KernelBench {
             if seconds.len() >= repetitions.max(1) || (seconds.len() >= LEAST && spent >= PATIENCE) {
                 break;
             }
-            limits.push(self.prober.sample(backend, bytes));
+            limits.push(self.prober.sample(backend, bytes, time));
             let begin = Instant::now();
             backend.matmul(&mut scratch, Input::Rows(&x), rows, activations, &mut [Product::new(weight, &mut y)]);
-            let time = begin.elapsed();
+            time = begin.elapsed();
             seconds.push(time.as_secs_f64());
             spent += time;
         }

@@ -39,8 +39,11 @@ pub struct Prober {
 /// Bytes of a line.
 const LINE: usize = 64;
 
-/// Time for each of the three figures of a measurement.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// How long a machine must keep up what is called its limit, for work that takes as long or longer.
+const LASTING: Duration = Duration::from_millis(20);
+
+/// Measurements of each figure, of which the best is the limit.
+const TURNS: usize = 3;
 
 impl Prober {
     /// A prober that reads `bytes` of memory, at least 64 KiB.
@@ -56,24 +59,29 @@ impl Prober {
         Self::new(bytes.min(uncached_bytes()))
     }
 
-    /// The limits now: each the best of some samples.
+    /// The limits now, each what was kept up for 20 ms, the best of three turns. A pass of a model takes as long and longer,
+    /// and what a core does for a tenth of a millisecond while nothing disturbs it is no limit for that.
     pub fn measure(&self, backend: &Backend) -> Limits {
-        let best = |at_least: usize, sample: &dyn Fn() -> f64| {
-            let (begin, mut best) = (Instant::now(), 0.0f64);
-            let mut samples = 0;
-            while samples < at_least || begin.elapsed() < PATIENCE {
-                best = best.max(sample());
-                samples += 1;
+        let read = |pass: fn(&Backend, &[u8]) -> f64| {
+            let begin = Instant::now();
+            let mut bytes = 0;
+            while begin.elapsed() < LASTING {
+                pass(backend, self.memory.bytes());
+                bytes += self.memory.bytes().len();
             }
-            best
+            bytes as f64 / begin.elapsed().as_secs_f64()
         };
-        let read = best(3, &|| backend.probe_read(self.memory.bytes())).max(best(3, &|| read_streams(backend, self.memory.bytes())));
-        Limits { read, ..arithmetic(backend, &best) }
+        let best = |of: &dyn Fn() -> f64| (0..TURNS).map(|_| of()).fold(0.0, f64::max);
+        Limits {
+            read: best(&|| read(Backend::probe_read)).max(best(&|| read(read_streams))),
+            dots: best(&|| backend.probe_dots(LASTING)),
+            fmas: best(&|| backend.probe_fmas(LASTING)),
+        }
     }
 
-    /// The limits now, from one short sample each. What is read are the next `bytes`, so that they are as cold as all of
-    /// the memory is large.
-    pub fn sample(&mut self, backend: &Backend, bytes: usize) -> Limits {
+    /// The limits now, from one sample each, beside work that takes `lasting`: arithmetic is measured for as long, up to
+    /// 20 ms. What is read are the next `bytes`, so that they are as cold as all of the memory is large.
+    pub fn sample(&mut self, backend: &Backend, bytes: usize, lasting: Duration) -> Limits {
         let bytes = bytes.next_multiple_of(LINE).clamp(LINE, self.memory.bytes().len());
         let mut next = || {
             let from = if self.next + bytes > self.memory.bytes().len() { 0 } else { self.next };
@@ -81,8 +89,12 @@ impl Prober {
             from..from + bytes
         };
         let [one, other] = [next(), next()];
-        let read = backend.probe_read(&self.memory.bytes()[one]).max(read_streams(backend, &self.memory.bytes()[other]));
-        Limits { read, ..arithmetic(backend, &|_, sample| sample()) }
+        let lasting = lasting.min(LASTING);
+        Limits {
+            read: backend.probe_read(&self.memory.bytes()[one]).max(read_streams(backend, &self.memory.bytes()[other])),
+            dots: backend.probe_dots(lasting),
+            fmas: backend.probe_fmas(lasting),
+        }
     }
 }
 
@@ -108,11 +120,6 @@ fn read_streams(backend: &Backend, data: &[u8]) -> f64 {
         std::hint::black_box(seen);
     });
     data.len() as f64 / begin.elapsed().as_secs_f64()
-}
-
-/// The arithmetic limits, through `best(samples at least, sample)`.
-fn arithmetic(backend: &Backend, best: &dyn Fn(usize, &dyn Fn() -> f64) -> f64) -> Limits {
-    Limits { read: 0.0, dots: best(3, &|| backend.probe_dots()), fmas: best(3, &|| backend.probe_fmas()) }
 }
 
 /// What one pass must do, however it is programmed.
@@ -191,7 +198,8 @@ mod tests {
         let mut prober = Prober::new(1 << 20);
         assert_eq!((prober.memory.bytes().as_ptr().align_offset(LINE), prober.memory.bytes().len()), (0, 1 << 20));
         assert!(read_streams(&backend, prober.memory.bytes()) > 0.0 && read_streams(&backend, &[1; 100]).is_finite());
-        for l in [prober.measure(&backend), prober.sample(&backend, 1 << 19), prober.sample(&backend, usize::MAX)] {
+        let lasting = Duration::from_millis(1);
+        for l in [prober.measure(&backend), prober.sample(&backend, 1 << 19, lasting), prober.sample(&backend, usize::MAX, lasting)] {
             assert!(l.read > 0.0 && l.dots > 0.0 && l.fmas > 0.0 && l.read.is_finite(), "{l:?}");
             assert!(l.max(Limits { read: f64::MAX, ..l }).read == f64::MAX);
         }
