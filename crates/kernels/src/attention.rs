@@ -30,6 +30,17 @@ pub struct AttentionRule {
     pub window: Option<usize>,
 }
 
+/// One sequence of a call of attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'k> {
+    /// Its blocks.
+    pub table: &'k KvTable,
+    /// Tokens that were [appended](Backend::append) and not yet counted.
+    pub tokens: usize,
+    /// How many of these, the last ones, have queries.
+    pub queries: usize,
+}
+
 /// Buffers that appending and attention keep from call to call.
 #[derive(Default)]
 pub struct AttentionScratch {
@@ -288,9 +299,8 @@ impl Call<'_> {
 }
 
 impl Backend {
-    /// Causal attention of several sequences over one layer in one region of the pool, each given with the number of its
-    /// query tokens, which are those that were [appended](Backend::append) and not yet counted: `queries` and `out` are
-    /// `[tokens, heads * head_dim]`, sequence after sequence. A row depends on its own sequence only.
+    /// Causal attention of several sequences over one layer in one region of the pool: `queries` and `out` are
+    /// `[tokens with queries, heads * head_dim]`, sequence after sequence. A row depends on its own sequence only.
     ///
     /// # Panics
     /// If the sizes do not fit.
@@ -301,7 +311,7 @@ impl Backend {
         pool: &KvPool,
         layer: usize,
         attention: AttentionRule,
-        sequences: impl Iterator<Item = (&'k KvTable, usize)> + Clone,
+        sequences: impl Iterator<Item = Asking<'k>> + Clone,
         queries: &[f32],
         out: &mut [f32],
     ) {
@@ -328,27 +338,29 @@ impl Backend {
         half_addresses.0.clear();
         let halves = &mut halves.parts();
         // room for all blocks that the sequences may have, so that a step into the next one allocates nothing
-        blocks.reserve(sequences.clone().map(|(table, _)| table.planned() / BLOCK).sum());
+        blocks.reserve(sequences.clone().map(|s| s.table.planned() / BLOCK).sum());
         let (mut row, mut work, mut longest) = (0, 0, 0);
-        for (table, tokens) in sequences.clone() {
+        for Asking { table, tokens, queries } in sequences.clone() {
             let (from, end) = (blocks.len(), table.len() + tokens);
-            assert!(end <= table.capacity(), "queries are tokens of the sequence");
+            assert!(end <= table.capacity() && queries <= tokens, "queries are new tokens of the sequence");
+            let first = end - queries;
             blocks.extend(table.blocks()[..end.div_ceil(BLOCK)].iter().map(|&b| pool.part(b, layer).at(0).cast_const()));
-            list.push(Sequence { blocks: from..blocks.len(), halves: half_addresses.0.len(), first: table.len(), row });
+            let before = first / BLOCK - table.len() / BLOCK;
+            list.push(Sequence { blocks: from..blocks.len(), halves: half_addresses.0.len() + before, first, row });
             if shape.kind.is_quantized() {
                 let half = |block| pool.half_block(halves, layer, table, tokens, block).at(0).cast_const();
                 half_addresses.0.extend(touched(table, tokens).map(half));
             }
-            row += tokens;
-            work += tokens * end * width;
+            row += queries;
+            work += queries * end * width;
             let planned = table.planned();
             longest = longest.max(attention.window.map_or(planned, |w| planned.min(w + 2 * PAGE * STRETCH)));
         }
         assert!(queries.len() == row * width && out.len() == queries.len(), "whole tokens");
-        let (sequences_of, group) = (sequences.map(|(_, tokens)| tokens), attention.heads / kv_heads);
+        let (rows_of, group) = (sequences.map(|s| s.queries), attention.heads / kv_heads);
         let scales = pool.scales(layer).map(|s| &**s);
         let call = Call { backend: self, attention, shape, sequences: list, addresses, half_addresses, scales, queries };
-        let (largest, total, states) = call.cut(sequences_of.map(|tokens| tokens * group), tiles, units);
+        let (largest, total, states) = call.cut(rows_of.map(|tokens| tokens * group), tiles, units);
         // few rows over many stretches: the stretches are work of their own
         let apart = states > units.len() && states <= MOST_PIECES && (units.len() < 4 * self.threads() || largest * self.threads() > total);
         // where there will be more stretches before there must be more pages, room for those

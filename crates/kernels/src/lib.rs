@@ -41,7 +41,7 @@ mod table;
 mod threads;
 
 pub use activations::{Activations, Input};
-pub use attention::{AttentionRule, AttentionScratch};
+pub use attention::{Asking, AttentionRule, AttentionScratch};
 pub use backend::{Backend, MatmulScratch, Product, Weight};
 pub use dense::PackedDense;
 pub use error::KernelError;

@@ -2,7 +2,7 @@
 
 mod common;
 
-use billfish_kernels::{AttentionRule, AttentionScratch, BLOCK, Backend, Isa, KvPool, KvShape, KvTable, KvType};
+use billfish_kernels::{Asking, AttentionRule, AttentionScratch, BLOCK, Backend, Isa, KvPool, KvShape, KvTable, KvType};
 use common::Rng;
 
 /// What rows of `d` numbers are once they are stored.
@@ -75,17 +75,14 @@ impl Sequences {
         Self { pool, tables }
     }
 
-    fn with_tokens<'a>(&'a self, tokens: &'a [usize]) -> impl Iterator<Item = (&'a KvTable, usize)> + Clone {
-        self.tables.iter().zip(tokens.iter().copied())
-    }
-
     fn append(&mut self, backend: &Backend, scratch: &mut AttentionScratch, tokens: &[usize], keys: &[f32], values: &[f32]) {
         let Self { pool, tables } = self;
         backend.append(scratch, pool, 1, tables.iter().zip(tokens.iter().copied()), keys, values);
     }
 
     fn attend(&self, backend: &Backend, scratch: &mut AttentionScratch, tokens: &[usize], rule: AttentionRule, q: &[f32], out: &mut [f32]) {
-        backend.attend(scratch, &self.pool, 1, rule, self.with_tokens(tokens), q, out);
+        let sequences = self.tables.iter().zip(tokens).map(|(table, &tokens)| Asking { table, tokens, queries: tokens });
+        backend.attend(scratch, &self.pool, 1, rule, sequences, q, out);
     }
 
     fn count(&mut self, tokens: &[usize]) {
@@ -238,9 +235,25 @@ fn sequences_side_by_side_are_as_if_alone() {
                 all.append(&backend, &mut scratch, &before, &old[0], &old[1]);
                 all.count(&before);
                 let mut out = vec![0.0; q.len()];
-                all.pass(&backend, &mut scratch, &new, rule, [&q, &fresh[0], &fresh[1]], &mut out);
+                all.append(&backend, &mut scratch, &new, &fresh[0], &fresh[1]);
+                all.attend(&backend, &mut scratch, &new, rule, &q, &mut out);
                 let other = out.iter().zip(&want).position(|(a, b)| a.to_bits() != b.to_bits());
                 assert_eq!(other, None, "{mixture:?} {window:?} {kind:?} {isa:?} {threads} threads");
+                // the last tokens of each alone: none, some or all
+                let asking: Vec<usize> =
+                    new.iter().map(|n| [0, n / 3, n.saturating_sub(1), *n, 1.min(*n)][rng.next() as usize % 5]).collect();
+                let sequences = all.tables.iter().zip(new.iter().zip(&asking));
+                let sequences = sequences.map(|(table, (&tokens, &queries))| Asking { table, tokens, queries });
+                let (mut end, mut rows) = (0, vec![]);
+                for (n, asking) in new.iter().zip(&asking) {
+                    end += n;
+                    rows.push((end - asking) * heads * d..end * heads * d);
+                }
+                let of = |x: &[f32]| rows.iter().flat_map(|r| &x[r.clone()]).copied().collect::<Vec<f32>>();
+                let mut out = of(&vec![0.0; q.len()]);
+                backend.attend(&mut scratch, &all.pool, 1, rule, sequences, &of(&q), &mut out);
+                let other = out.iter().zip(of(&want)).position(|(a, b)| a.to_bits() != b.to_bits());
+                assert_eq!(other, None, "{asking:?} of {mixture:?} {window:?} {kind:?} {isa:?} {threads} threads");
             }
         }
     }

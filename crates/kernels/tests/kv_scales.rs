@@ -2,7 +2,7 @@
 
 mod common;
 
-use billfish_kernels::{AttentionRule, AttentionScratch, BLOCK, Backend, Isa, KvPool, KvScales, KvShape, KvTable, KvType};
+use billfish_kernels::{Asking, AttentionRule, AttentionScratch, BLOCK, Backend, Isa, KvPool, KvScales, KvShape, KvTable, KvType};
 use common::Rng;
 use std::sync::Arc;
 
@@ -69,9 +69,10 @@ fn run(isa: Isa, threads: usize, step: usize, kind: KvType, scales: Option<&Arc<
     for from in (0..TOKENS).step_by(step) {
         let to = (from + step).min(TOKENS);
         let (new, rows) = (from * KV_HEADS * D..to * KV_HEADS * D, from * HEADS * D..to * HEADS * D);
-        let one = || std::iter::once((&table, to - from));
-        backend.append(&mut scratch, &mut pool, 1, one(), &k[new.clone()], &v[new]);
-        backend.attend(&mut scratch, &pool, 1, RULE, one(), &q[rows.clone()], &mut out[rows]);
+        let tokens = to - from;
+        backend.append(&mut scratch, &mut pool, 1, std::iter::once((&table, tokens)), &k[new.clone()], &v[new]);
+        let all = std::iter::once(Asking { table: &table, tokens, queries: tokens });
+        backend.attend(&mut scratch, &pool, 1, RULE, all, &q[rows.clone()], &mut out[rows]);
         pool.count(&mut table, to - from);
     }
     out

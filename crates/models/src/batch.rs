@@ -1,6 +1,7 @@
 //! What a pass over several sequences takes and gives.
 
 use crate::{ModelError, Sequence};
+use billfish_kernels::Asking;
 use std::ops::Range;
 
 /// Which rows of logits a forward pass is to give.
@@ -16,7 +17,7 @@ pub enum Logits {
 
 impl Logits {
     /// How many of the rows of `tokens` tokens, the last ones.
-    fn rows(self, tokens: usize) -> usize {
+    pub(crate) fn rows(self, tokens: usize) -> usize {
         match self {
             Logits::None => 0,
             Logits::Last => tokens.min(1),
@@ -54,14 +55,19 @@ pub(crate) fn list(parts: &[Part], given: &mut Vec<Given>) {
     }
 }
 
-/// Moves the rows of `hidden` numbers that the parts want, the last of each, to the front. Returns how many they are.
-pub(crate) fn to_front(parts: &[Part], given: &[Given], hidden: usize, rows: &mut [f32]) -> usize {
-    let mut end = 0;
-    for (p, g) in parts.iter().zip(given) {
-        end += p.tokens.len();
-        rows.copy_within((end - g.rows.len()) * hidden..end * hidden, g.rows.start * hidden);
-    }
+/// How many rows the parts want.
+pub(crate) fn count(given: &[Given]) -> usize {
     given.last().map_or(0, |g| g.rows.end)
+}
+
+/// Moves those rows of `width` numbers whose tokens have queries, the last of each sequence, to the front.
+pub(crate) fn to_front<'k>(sequences: impl Iterator<Item = Asking<'k>>, width: usize, rows: &mut [f32]) {
+    let (mut end, mut at) = (0, 0);
+    for s in sequences {
+        end += s.tokens;
+        rows.copy_within((end - s.queries) * width..end * width, at * width);
+        at += s.queries;
+    }
 }
 
 /// The logits of a pass over several sequences.

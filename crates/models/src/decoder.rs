@@ -10,7 +10,7 @@ use crate::rope::Angles;
 use crate::sequence::{Cache, RESERVED_AHEAD, Sequence};
 use crate::{DecoderConfig, ModelError};
 use billfish_kernels::{
-    Activations, AttentionScratch, Backend, Input, KvPool, KvScales, KvShape, MatmulScratch, PackedDense, Product, Table, Weight,
+    Activations, Asking, AttentionScratch, Backend, Input, KvPool, KvScales, KvShape, MatmulScratch, PackedDense, Product, Table, Weight,
 };
 use billfish_tensor::ActivationScale;
 use std::sync::Arc;
@@ -100,7 +100,8 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// How many tokens each expert has had, `[layers, experts]`, since the buffers were made; empty without experts.
+    /// How many tokens each expert has had, `[layers, experts]`, since the buffers were made; empty without experts. In the
+    /// last layer only those tokens have any whose logits were asked for.
     pub fn expert_usage(&self) -> &[u64] {
         self.moe.usage()
     }
@@ -169,10 +170,12 @@ impl Model {
     }
 
     /// Bytes of keys and values that a pass reads when its last token stands at position `length - 1`: each layer's once,
-    /// those outside its window left out.
-    pub fn kv_bytes_read(&self, length: usize) -> usize {
-        let layer = self.kv_bytes_per_token() / self.config.layers.max(1);
-        self.config.windows.iter().map(|w| layer * length.min(w.unwrap_or(usize::MAX))).sum()
+    /// those outside its window left out, and without `logits` those of the last layer, which nobody asks for.
+    pub fn kv_bytes_read(&self, length: usize, logits: bool) -> usize {
+        let layers = self.config.layers;
+        let layer = self.kv_bytes_per_token() / layers.max(1);
+        let read = self.config.windows.iter().take(layers - usize::from(!logits));
+        read.map(|w| layer * length.min(w.unwrap_or(usize::MAX))).sum()
     }
 
     /// Keys and values of one token, in bytes.
@@ -272,14 +275,18 @@ impl Model {
             c.rope.angles(p.sequence.frequencies(), p.sequence.len(), p.tokens.len(), &mut scratch.angles);
         }
         for (i, layer) in self.layers.iter().enumerate() {
-            let sequences = parts.iter().map(|p| (p.sequence.table(), p.tokens.len()));
+            // behind the keys and values of the last layer only those rows go on that become logits
+            let last = i + 1 == self.layers.len();
+            let sequences = parts.iter().map(|p| {
+                let tokens = p.tokens.len();
+                Asking { table: p.sequence.table(), tokens, queries: if last { p.want.rows(tokens) } else { tokens } }
+            });
             pass.layer(layer, i, scratch, OverCache { pool, layer: i, sequences });
         }
         parts.iter_mut().for_each(|p| pool.count(p.sequence.table_mut(), p.tokens.len()));
 
         let Scratch { matmul, residual, logits, given, .. } = scratch;
-        let residual = &mut residual[..m * c.hidden_size];
-        let rows = batch::to_front(parts, given, c.hidden_size, residual);
+        let rows = batch::count(given);
         let logits = room(logits, rows * c.vocab_size);
         if rows > 0 {
             let input = Input::Normed { rows: &residual[..rows * c.hidden_size], weight: &self.norm, eps: c.rms_norm_eps };

@@ -60,8 +60,9 @@ pub struct ModuleUse {
     pub bits: Option<u32>,
     /// How a dense module's weights are stored, none if the module is quantized.
     pub dense: Option<DType>,
-    /// Whether it is the output head, which runs for those tokens only whose logits are asked for.
-    pub head: bool,
+    /// Whether it runs for those tokens only whose logits are asked for: the output head does, and of the last layer all that
+    /// keys and values do not come from.
+    pub asked: bool,
     /// The scale that 8-bit activations have.
     pub activation_scale: ActivationScale,
     /// The part of all tokens that it runs for: less than 1 for an expert, counted as if all were chosen as often.
@@ -69,7 +70,7 @@ pub struct ModuleUse {
 }
 
 impl ModuleUse {
-    fn of(module: &str, weight: &Weight, head: bool) -> Self {
+    fn of(module: &str, weight: &Weight, asked: bool) -> Self {
         let (bits, dense, activation_scale) = match weight {
             Weight::Quantized(w) => (Some(w.bits()), None, w.activation_scale()),
             Weight::Dense(w) => (None, Some(w.dtype()), ActivationScale::Block),
@@ -82,7 +83,7 @@ impl ModuleUse {
             out_features: weight.out_features(),
             bits,
             dense,
-            head,
+            asked,
             activation_scale,
             share: 1.0,
         }
@@ -348,6 +349,7 @@ impl Loader<'_> {
 
     fn layer(&mut self, c: &DecoderConfig, i: usize) -> Result<Layer, ModelError> {
         let p = plan::layer(c, self.checkpoint, i);
+        let first = self.modules.len();
         let (mut query, mut key, mut value) = (self.linear(&p.query)?, self.linear(&p.key)?, self.linear(&p.value)?);
         share_orders([&mut query, &mut key, &mut value].into_iter());
         let output = self.linear(&p.output)?;
@@ -367,6 +369,8 @@ impl Loader<'_> {
                 FeedForward::Mlp(Box::new(Mlp { gate_up, down: self.linear(down)? }))
             }
         };
+        let others = self.modules[first..].iter_mut().filter(|m| m.module != p.key.name && m.module != p.value.name);
+        others.for_each(|m| m.asked = i + 1 == c.layers);
         Ok(Layer {
             feed_forward,
             attention_norm: self.norm(&p.attention_norm)?,

@@ -8,7 +8,7 @@ use crate::pass::{OverCache, Pass};
 use crate::plan::{self, EMBEDDING, ExpertsPlan, FINAL_NORM, FeedForwardPlan, GateUpPlan, LayerPlan};
 use crate::{DecoderConfig, Linear, ModelError};
 use billfish_formats::Checkpoint;
-use billfish_kernels::{BLOCK, Backend, Input, KvPool, KvShape, KvTable, Product, Weight};
+use billfish_kernels::{Asking, BLOCK, Backend, Input, KvPool, KvShape, KvTable, Product, Weight};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -39,8 +39,9 @@ struct Fresh {
 }
 
 impl Fresh {
-    fn over(&mut self) -> OverCache<'_, impl Iterator<Item = (&KvTable, usize)> + Clone> {
-        OverCache { pool: &mut self.pool, layer: 0, sequences: self.tables.iter().map(|(table, len)| (table, *len)) }
+    fn over(&mut self) -> OverCache<'_, impl Iterator<Item = Asking<'_>> + Clone> {
+        let sequences = self.tables.iter().map(|(table, len)| Asking { table, tokens: *len, queries: *len });
+        OverCache { pool: &mut self.pool, layer: 0, sequences }
     }
 }
 

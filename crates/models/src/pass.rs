@@ -1,11 +1,12 @@
 //! One layer of a pass, in the four steps between which a quantizer looks at what the linear modules see.
 
-use crate::DecoderConfig;
 use crate::decoder::{Layer, Scratch, room};
 use crate::feed_forward::{FeedForward, GateUp, Mlp};
-use billfish_kernels::{Activations, AttentionRule, Backend, Input, KvPool, KvTable, Product, Weight};
+use crate::{DecoderConfig, batch};
+use billfish_kernels::{Activations, Asking, AttentionRule, Backend, Input, KvPool, Product, Weight};
 
 /// What all layers of a pass share.
+#[derive(Clone, Copy)]
 pub(crate) struct Pass<'a> {
     pub config: &'a DecoderConfig,
     pub backend: &'a Backend,
@@ -14,7 +15,8 @@ pub(crate) struct Pass<'a> {
     pub m: usize,
 }
 
-/// Where the keys and values of a layer are: sequences in a pool, with how many of the rows belong to each.
+/// Where the keys and values of a layer are: sequences in a pool, with how many of the rows belong to each, and how many
+/// of these go on behind the attention.
 pub(crate) struct OverCache<'p, I> {
     pub pool: &'p mut KvPool,
     /// The number of the layer in the pool.
@@ -48,31 +50,52 @@ impl Pass<'_> {
         &mut s[..self.m * self.config.hidden_size]
     }
 
-    /// Query, key and value of the residual stream, rotation, and attention: what the output module sees is in `mixed` then.
-    pub fn attend<'k>(&self, layer: &Layer, s: &mut Scratch, over: OverCache<'_, impl Iterator<Item = (&'k KvTable, usize)> + Clone>) {
-        let (c, m, backend, a) = (self.config, self.m, self.backend, &layer.attention);
+    /// Query, key and value of the residual stream, rotation, and attention. What the output module sees is in `mixed` then:
+    /// the rows that go on, which are those of the pass that this gives back; in the residual stream they are the first ones.
+    pub fn attend<'k>(&self, layer: &Layer, s: &mut Scratch, over: OverCache<'_, impl Iterator<Item = Asking<'k>> + Clone>) -> Self {
+        let (c, backend, a) = (self.config, self.backend, &layer.attention);
+        let OverCache { pool, layer: index, sequences } = over;
+        let rest = Pass { m: sequences.clone().map(|s| s.queries).sum(), ..*self };
         let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let Scratch { matmul, attention, angles, residual, query, key, value, mixed, .. } = s;
-        let (query, mixed) = (&mut query[..m * q_width], &mut mixed[..m * q_width]);
-        let (key, value) = (&mut key[..m * kv_width], &mut value[..m * kv_width]);
+        let (query, mixed) = (&mut query[..rest.m * q_width], &mut mixed[..self.m * q_width]);
+        let (key, value) = (&mut key[..self.m * kv_width], &mut value[..self.m * kv_width]);
         let input = Input::Normed { rows: self.residual(residual), weight: &layer.attention_norm, eps: c.rms_norm_eps };
-        let products = &mut [Product::new(&a.query, query), Product::new(&a.key, key), Product::new(&a.value, value)];
-        backend.matmul(matmul, input, m, self.activations, products);
-        if let Some((q_norm, k_norm)) = &a.qk_norms {
+        let [k, v] = [Product::new(&a.key, key), Product::new(&a.value, value)];
+        let all_go_on = rest.m == self.m;
+        if all_go_on {
+            backend.matmul(matmul, input, self.m, self.activations, &mut [Product::new(&a.query, query), k, v]);
+        } else {
+            backend.matmul(matmul, input, self.m, self.activations, &mut [k, v]);
+        }
+        if let Some((_, k_norm)) = &a.qk_norms {
             // a norm does not write over what it reads; `mixed` is free until attention
-            mixed.copy_from_slice(query);
-            backend.rms_norm(mixed, q_norm, c.rms_norm_eps, query);
-            let copy = &mut mixed[..m * kv_width];
+            let copy = &mut mixed[..self.m * kv_width];
             copy.copy_from_slice(key);
             backend.rms_norm(copy, k_norm, c.rms_norm_eps, key);
         }
-        backend.rows(query, q_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
         backend.rows(key, kv_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
-        let OverCache { pool, layer, sequences } = over;
-        pool.set_scales(layer, a.cache_scales.as_ref());
-        backend.append(attention, pool, layer, sequences.clone(), key, value);
+        pool.set_scales(index, a.cache_scales.as_ref());
+        backend.append(attention, pool, index, sequences.clone().map(|s| (s.table, s.tokens)), key, value);
+        if rest.m == 0 {
+            return rest;
+        }
+        if !all_go_on {
+            batch::to_front(sequences.clone(), c.hidden_size, self.residual(residual));
+            let (lists, pairs) = angles.parts();
+            lists.into_iter().for_each(|list| batch::to_front(sequences.clone(), pairs, list));
+            let input = Input::Normed { rows: rest.residual(residual), weight: &layer.attention_norm, eps: c.rms_norm_eps };
+            backend.matmul(matmul, input, rest.m, self.activations, &mut [Product::new(&a.query, query)]);
+        }
+        let mixed = &mut mixed[..rest.m * q_width];
+        if let Some((q_norm, _)) = &a.qk_norms {
+            mixed.copy_from_slice(query);
+            backend.rms_norm(mixed, q_norm, c.rms_norm_eps, query);
+        }
+        backend.rows(query, q_width, &|i, row| c.rope.rotate(angles, i, row, c.head_dim));
         let rule = AttentionRule { heads: c.heads, scale: 1.0 / (c.head_dim as f32).sqrt(), window: a.window };
-        backend.attend(attention, pool, layer, rule, sequences, query, mixed);
+        backend.attend(attention, pool, index, rule, sequences, query, mixed);
+        rest
     }
 
     /// The output module: `mixed` to the residual stream.
@@ -134,17 +157,13 @@ impl Pass<'_> {
         }
     }
 
-    /// A whole layer.
-    pub fn layer<'k>(
-        &self,
-        layer: &Layer,
-        index: usize,
-        s: &mut Scratch,
-        over: OverCache<'_, impl Iterator<Item = (&'k KvTable, usize)> + Clone>,
-    ) {
-        self.attend(layer, s, over);
-        self.output(layer, s);
-        self.feed_forward(layer, index, s);
+    /// A whole layer, of which the residual stream has those rows that go on behind the attention.
+    pub fn layer<'k>(&self, layer: &Layer, index: usize, s: &mut Scratch, over: OverCache<'_, impl Iterator<Item = Asking<'k>> + Clone>) {
+        let rest = self.attend(layer, s, over);
+        if rest.m > 0 {
+            rest.output(layer, s);
+            rest.feed_forward(layer, index, s);
+        }
     }
 
     /// Adds `x · W` to the residual stream, through its norm if it has one.

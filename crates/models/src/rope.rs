@@ -63,6 +63,11 @@ impl Angles {
         self.cos.clear();
         self.sin.clear();
     }
+
+    /// Both lists, and how many of each belong to a position.
+    pub fn parts(&mut self) -> ([&mut [f32]; 2], usize) {
+        ([&mut self.cos, &mut self.sin], self.pairs)
+    }
 }
 
 const REMEDY: &str = "take config.json from the model's original folder";

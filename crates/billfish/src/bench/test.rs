@@ -100,49 +100,66 @@ impl Measured {
     }
 }
 
-/// Bytes and operations of a pass, for the layers and for the head.
+/// Bytes and operations of a pass for some modules.
+#[derive(Default)]
+struct Part {
+    work: Work,
+    /// Weights that a token is multiplied with.
+    weights: f64,
+    /// Bytes of experts, which are no part of the others.
+    experts: f64,
+}
+
+impl Part {
+    /// Adds what `rows` tokens cost to `work`, and gives the operations on weights. Of the experts, of which a token has this
+    /// `share`, several tokens read as many as chance alone would hit: each may have the same ones.
+    fn add(&self, rows: usize, share: f64, work: &mut Work) -> f64 {
+        let m = rows as f64;
+        if rows > 0 {
+            work.bytes += self.work.bytes + self.experts * (1.0 - (1.0 - share).powf(m));
+        }
+        work.dots += m * self.work.dots;
+        work.fmas += m * self.work.fmas;
+        2.0 * m * self.weights
+    }
+}
+
+/// Bytes and operations of a pass: of what runs for every token, and of what runs for those whose logits are asked for.
 struct Cost {
-    layers: Work,
-    head: Work,
-    /// Weights that a token is multiplied with in the layers, and in the head.
-    weights: [f64; 2],
-    /// Bytes of experts, which are no part of the layers' above, and the part of all tokens that one of them sees.
-    experts: (f64, f64),
+    all: Part,
+    asked: Part,
+    /// The part of all tokens that an expert sees.
+    share: f64,
 }
 
 impl Cost {
     fn of(model: &Model) -> Cost {
-        let mut cost = Cost { layers: Work::default(), head: Work::default(), weights: [0.0; 2], experts: (0.0, 1.0) };
+        let mut cost = Cost { all: Part::default(), asked: Part::default(), share: 1.0 };
         let planes = model.activations().planes() as f64;
         for m in model.modules() {
-            let work = if m.head { &mut cost.head } else { &mut cost.layers };
+            let part = if m.asked { &mut cost.asked } else { &mut cost.all };
             let weights = m.in_features as f64 * m.out_features as f64 * m.share;
             if m.share < 1.0 {
-                cost.experts = (cost.experts.0 + m.bytes as f64, m.share);
+                part.experts += m.bytes as f64;
+                cost.share = m.share;
             } else {
-                work.bytes += m.bytes as f64;
+                part.work.bytes += m.bytes as f64;
             }
             match m.dense {
-                None => work.dots += 2.0 * weights * planes,
-                Some(dtype) => work.fmas += 2.0 * weights / model.backend().dense_rate(dtype, model.activations()),
+                None => part.work.dots += 2.0 * weights * planes,
+                Some(dtype) => part.work.fmas += 2.0 * weights / model.backend().dense_rate(dtype, model.activations()),
             }
-            cost.weights[usize::from(m.head)] += weights;
+            part.weights += weights;
         }
         cost
     }
 
-    /// A pass of `rows` tokens that ends at `length` tokens, with the logits of the last one or none.
+    /// A pass of `rows` tokens that ends at `length` tokens, with the logits of the last one or none: its work, and operations
+    /// on weights.
     fn pass(&self, model: &Model, rows: usize, length: usize, logits: bool) -> (Work, f64) {
-        let (m, h) = (rows as f64, f64::from(u8::from(logits)));
-        // one token reads its experts; of several, each may read the same ones: as many as chance alone would hit
-        let (bytes, share) = self.experts;
-        let experts = bytes * (1.0 - (1.0 - share).powf(m));
-        let work = Work {
-            bytes: self.layers.bytes + experts + h * self.head.bytes + model.kv_bytes_read(length) as f64,
-            dots: m * self.layers.dots + h * self.head.dots,
-            fmas: m * self.layers.fmas + h * self.head.fmas,
-        };
-        (work, 2.0 * (m * self.weights[0] + h * self.weights[1]))
+        let mut work = Work { bytes: model.kv_bytes_read(length, logits) as f64, ..Work::default() };
+        let operations = self.all.add(rows, self.share, &mut work) + self.asked.add(usize::from(logits), self.share, &mut work);
+        (work, operations)
     }
 }
 
@@ -265,11 +282,11 @@ mod tests {
         let model = Model::load(&checkpoint, backend, billfish_models::LoadOptions::default(), &mut |_| ()).unwrap();
         let cost = Cost::of(&model);
         let sum = |experts: bool| {
-            let of = model.modules().iter().filter(|m| !m.head && m.module.contains(".experts.") == experts);
+            let of = model.modules().iter().filter(|m| !m.asked && m.module.contains(".experts.") == experts);
             of.map(|m| m.bytes as f64).sum::<f64>()
         };
         assert!(sum(true) > sum(false) / 2.0 && sum(false) > 0.0);
-        let cache = |length| model.kv_bytes_read(length) as f64;
+        let cache = |length| model.kv_bytes_read(length, false) as f64;
         // two of eight, then 1 - (3/4)^2 of them
         let (one, _) = cost.pass(&model, 1, 1, false);
         assert!((one.bytes - sum(false) - sum(true) / 4.0 - cache(1)).abs() < 1e-6);
@@ -278,7 +295,7 @@ mod tests {
         let weights = |m: &billfish_models::ModuleUse| {
             (m.in_features * m.out_features) as f64 * if m.module.contains(".experts.") { 0.25 } else { 1.0 }
         };
-        assert_eq!(operations, 4.0 * model.modules().iter().filter(|m| !m.head).map(weights).sum::<f64>());
+        assert_eq!(operations, 4.0 * model.modules().iter().filter(|m| !m.asked).map(weights).sum::<f64>());
     }
 
     /// The passes are the test, and the work is what their modules and caches hold.
@@ -292,13 +309,19 @@ mod tests {
         let rows: Vec<usize> = vec![2, 2, 1, 1, 1];
         assert_eq!(m.work.len(), rows.len());
         let model = &loaded.model;
-        let sum = |head: bool| model.modules().iter().filter(|m| m.head == head).map(|m| m.bytes).sum::<usize>();
+        // behind the keys and values of the last layer there are only rows whose logits are asked for
+        let layers = model.config().layers;
+        let last = format!("layers.{}.", layers - 1);
+        let asked =
+            |name: &str| !name.contains("layers.") || (name.contains(&last) && !name.contains("k_proj") && !name.contains("v_proj"));
+        let of = |which: bool| model.modules().iter().filter(move |m| asked(&m.module) == which);
+        assert_eq!((of(true).count(), of(false).count()), (6, 7 * (layers - 1) + 2));
+        let sum = |which: bool| of(which).map(|m| m.bytes).sum::<usize>();
         // the first pass reads the layers and a cache of five tokens, the last also the head and a cache of ten
         let token = model.kv_bytes_per_token();
-        assert_eq!(m.work[0].bytes, (sum(false) + 5 * token) as f64);
+        assert_eq!(m.work[0].bytes, (sum(false) + 5 * token / layers * (layers - 1)) as f64);
         assert_eq!(m.work[4].bytes, (sum(false) + sum(true) + 10 * token) as f64);
-        let weights =
-            |head: bool| model.modules().iter().filter(|m| m.head == head).map(|m| (m.in_features * m.out_features) as f64).sum::<f64>();
+        let weights = |which: bool| of(which).map(|m| (m.in_features * m.out_features) as f64).sum::<f64>();
         assert_eq!(m.operations, 2.0 * (7.0 * weights(false) + 3.0 * weights(true)));
         // exact activations have two planes, and all layers of this model are quantized
         assert_eq!(m.work[0].dots, 2.0 * 2.0 * 2.0 * weights(false));
