@@ -65,6 +65,8 @@ fn streamed(events: &[Value]) -> (String, Vec<Value>, Vec<String>) {
             if index == calls.len() {
                 assert!(d["id"].is_string() && d["function"]["name"].is_string(), "{d}");
                 calls.push(json!({"id": d["id"], "type": d["type"], "function": {"name": d["function"]["name"], "arguments": ""}}));
+            } else {
+                assert!(d.get("id").is_none() && d["function"].get("name").is_none(), "told once: {d}");
             }
             let arguments = &mut calls[index]["function"]["arguments"];
             *arguments = format!("{}{}", arguments.as_str().unwrap(), d["function"]["arguments"].as_str().unwrap()).into();
@@ -85,7 +87,10 @@ fn a_call_that_is_required_is_made_and_right() {
         assert_eq!(calls.len(), 1);
         right(&calls[0]);
 
-        let (content, again, finish) = streamed(&hermes().stream(PATH, &body));
+        let events = hermes().stream(PATH, &body);
+        let deltas = events.iter().filter(|e| e["choices"][0]["delta"].get("tool_calls").is_some()).count();
+        assert!(deltas > 3, "arguments come as they are written: {deltas} deltas");
+        let (content, again, finish) = streamed(&events);
         assert_eq!((content.as_str(), finish), ("", vec!["tool_calls".to_owned()]));
         assert_eq!(again[0]["function"], calls[0]["function"], "the same call, in pieces");
     }

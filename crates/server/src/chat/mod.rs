@@ -120,11 +120,12 @@ pub(crate) fn call_json(call: &Call) -> Value {
 /// The text and the calls of an answer.
 pub(crate) fn split(parser: Option<Parser>, text: &str) -> (String, Vec<Call>) {
     let Some(mut parser) = parser else { return (text.to_owned(), vec![]) };
-    let (mut content, mut calls) = (String::new(), vec![]);
+    let (mut content, mut calls) = (String::new(), Vec::<Call>::new());
     for piece in parser.push(text).into_iter().chain(parser.finish()) {
         match piece {
             Piece::Text(t) => content.push_str(&t),
             Piece::Call(c) => calls.push(c),
+            Piece::Arguments(t) => calls.last_mut().into_iter().for_each(|c| c.arguments.push_str(&t)),
         }
     }
     (content, calls)

@@ -50,6 +50,8 @@ impl Deltas {
                 state.calls += 1;
                 json!({"tool_calls": [json]})
             }
+            // the name and the id were told when the call began
+            Piece::Arguments(more) => json!({"tool_calls": [{"index": state.calls - 1, "function": {"arguments": more}}]}),
         };
         pieces.into_iter().map(delta).collect()
     }

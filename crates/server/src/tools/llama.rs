@@ -1,8 +1,9 @@
 //! The whole answer is `{"name": …, "parameters": …}`, or several of them with `;` between.
 
-use super::{Json, Known, Piece, Reader, json_at_start};
+use super::{Arguments, Json, Known, Missing, Piece, Reader, json_at_start};
 
 const TAG: &str = "<|python_tag|>";
+const KEYS: [&str; 2] = ["parameters", "arguments"];
 
 /// What the answer turned out to be.
 #[derive(Default)]
@@ -22,7 +23,7 @@ pub(super) struct Llama {
 }
 
 impl Reader for Llama {
-    fn read(&mut self, buffer: &mut String, tools: &Known, out: &mut Vec<Piece>) {
+    fn read(&mut self, buffer: &mut String, tools: &Known, out: &mut Vec<Piece>) -> Option<Arguments> {
         if let Kind::Unknown = self.kind {
             let start = buffer.trim_start();
             if let Some(rest) = start.strip_prefix(TAG) {
@@ -31,17 +32,19 @@ impl Reader for Llama {
             } else if start.starts_with('{') {
                 self.kind = Kind::Calls;
             } else if TAG.starts_with(start) {
-                return;
+                return None;
             } else {
                 self.kind = Kind::Text;
             }
         }
+        let mut begun = None;
         if let Kind::Calls = self.kind {
-            self.calls(buffer, tools, out);
+            begun = self.calls(buffer, tools, out);
         }
         if let Kind::Text = self.kind {
             out.push(Piece::Text(std::mem::take(buffer)));
         }
+        begun
     }
 
     fn finish(&mut self, buffer: &mut String, _: &Known, out: &mut Vec<Piece>) {
@@ -52,7 +55,7 @@ impl Reader for Llama {
 
 impl Llama {
     /// Takes calls from the front. What is none makes all that follows text.
-    fn calls(&mut self, buffer: &mut String, tools: &Known, out: &mut Vec<Piece>) {
+    fn calls(&mut self, buffer: &mut String, tools: &Known, out: &mut Vec<Piece>) -> Option<Arguments> {
         loop {
             let between = |c: char| c.is_whitespace() || c == ';';
             let start = if self.called { buffer.trim_start_matches(between) } else { buffer.trim_start() };
@@ -62,12 +65,22 @@ impl Llama {
                 if self.called {
                     buffer.clear();
                 }
-                return;
+                return None;
+            }
+            match tools.begun(start, &KEYS) {
+                Err(Missing::More) => return None,
+                Err(Missing::Other) => {}
+                Ok((call, at)) => {
+                    buffer.drain(..skipped + at);
+                    self.called = true;
+                    out.push(call);
+                    return Some(Arguments::new(1));
+                }
             }
             let call = match json_at_start(start) {
                 _ if !start.starts_with('{') => None,
-                Json::Part => return,
-                Json::Whole(value, end) => tools.call(&value, &["parameters", "arguments"]).map(|c| (c, skipped + end)),
+                Json::Part => return None,
+                Json::Whole(value, end) => tools.call(&value, &KEYS).map(|c| (c, skipped + end)),
                 Json::Wrong => None,
             };
             let Some((call, end)) = call else {
@@ -76,7 +89,7 @@ impl Llama {
                 }
                 *buffer = self.with_tag(buffer);
                 self.kind = Kind::Text;
-                return;
+                return None;
             };
             buffer.drain(..end);
             self.called = true;

@@ -1,5 +1,6 @@
 //! Tools: how a request names them, how a model's template shows them, and how calls are read from what it writes.
 
+mod arguments;
 mod forced;
 mod hermes;
 mod llama;
@@ -11,6 +12,7 @@ pub(crate) use request::Tools;
 pub(crate) use template::{Shown, probe};
 
 use crate::ids;
+use arguments::{Arguments, Missing};
 use serde_json::{Map, Value};
 
 /// How a model writes calls.
@@ -40,7 +42,7 @@ impl Dialect {
 pub(crate) struct Call {
     pub id: String,
     pub name: String,
-    /// JSON text.
+    /// JSON text, or the beginning of one.
     pub arguments: String,
 }
 
@@ -49,12 +51,14 @@ pub(crate) struct Call {
 pub(crate) enum Piece {
     Text(String),
     Call(Call),
+    /// More of the arguments of the last call.
+    Arguments(String),
 }
 
 /// What a dialect's reader makes of text.
 trait Reader: Send {
-    /// Takes what it can from the front of `buffer`.
-    fn read(&mut self, buffer: &mut String, tools: &Known, out: &mut Vec<Piece>);
+    /// Takes what it can from the front of `buffer`; stops behind the beginning of a call whose arguments come next.
+    fn read(&mut self, buffer: &mut String, tools: &Known, out: &mut Vec<Piece>) -> Option<Arguments>;
     /// The answer is over; what is left is taken as it is.
     fn finish(&mut self, buffer: &mut String, tools: &Known, out: &mut Vec<Piece>);
 }
@@ -80,6 +84,11 @@ impl Known {
         Some(self.named(name, arguments))
     }
 
+    /// The call at the beginning of a text, without its arguments, as soon as it is certain, and where those begin.
+    fn begun(&self, text: &str, keys: &[&str]) -> Result<(Piece, usize), Missing> {
+        arguments::begun(text, &self.names, keys).map(|(name, at)| (Piece::Call(self.named(name, String::new())), at))
+    }
+
     fn named(&self, name: &str, arguments: String) -> Call {
         let id = ids::unique();
         // templates of Mistral take ids of nine characters only
@@ -94,6 +103,8 @@ pub(crate) struct Parser {
     reader: Box<dyn Reader>,
     known: Known,
     buffer: String,
+    /// The call that has begun and not ended.
+    open: Option<Arguments>,
     /// Whether more than one call is wanted.
     several: bool,
     calls: usize,
@@ -106,30 +117,44 @@ impl Parser {
             Dialect::Llama => Box::new(llama::Llama::default()),
             Dialect::Mistral => Box::new(mistral::Mistral::default()),
         };
-        Parser { reader, known: Known { names, dialect }, buffer: String::new(), several, calls: 0 }
+        Parser { reader, known: Known { names, dialect }, buffer: String::new(), open: None, several, calls: 0 }
     }
 
     /// Feeds text; gives what is certain.
     pub fn push(&mut self, text: &str) -> Vec<Piece> {
         self.buffer.push_str(text);
         let mut out = vec![];
-        self.reader.read(&mut self.buffer, &self.known, &mut out);
+        loop {
+            if let Some(open) = &mut self.open {
+                let (arguments, ended) = open.take(&mut self.buffer);
+                out.push(Piece::Arguments(arguments));
+                if !ended {
+                    break;
+                }
+            }
+            self.open = self.reader.read(&mut self.buffer, &self.known, &mut out);
+            if self.open.is_none() {
+                break;
+            }
+        }
         self.wanted(out)
     }
 
-    /// Gives the rest.
+    /// Gives the rest. A call that has begun stays one, with the arguments that it has.
     pub fn finish(&mut self) -> Vec<Piece> {
         let mut out = vec![];
-        self.reader.finish(&mut self.buffer, &self.known, &mut out);
+        if self.open.is_none() {
+            self.reader.finish(&mut self.buffer, &self.known, &mut out);
+        }
         self.wanted(out)
     }
 
-    /// Without the calls that are one too many, and with neighbouring texts as one.
+    /// Without the calls that are one too many, and with neighbouring texts and arguments as one.
     fn wanted(&mut self, pieces: Vec<Piece>) -> Vec<Piece> {
         let mut out: Vec<Piece> = vec![];
         for piece in pieces {
             match (piece, out.last_mut()) {
-                (Piece::Text(t), _) if t.is_empty() => {}
+                (Piece::Text(t) | Piece::Arguments(t), _) if t.is_empty() => {}
                 (Piece::Text(t), Some(Piece::Text(before))) => before.push_str(&t),
                 (Piece::Call(call), _) => {
                     self.calls += 1;
@@ -137,7 +162,9 @@ impl Parser {
                         out.push(Piece::Call(call));
                     }
                 }
-                (text, _) => out.push(text),
+                (Piece::Arguments(_), _) if !self.several && self.calls > 1 => {}
+                (Piece::Arguments(t), Some(Piece::Call(Call { arguments, .. }) | Piece::Arguments(arguments))) => arguments.push_str(&t),
+                (piece, _) => out.push(piece),
             }
         }
         out
@@ -197,6 +224,8 @@ mod tests {
                 (Piece::Text(t), Some((kind, before))) if kind.is_empty() => before.push_str(&t),
                 (Piece::Text(t), _) => out.push((String::new(), t)),
                 (Piece::Call(c), _) => out.push((c.name, c.arguments)),
+                (Piece::Arguments(t), Some((name, before))) if !name.is_empty() => before.push_str(&t),
+                (Piece::Arguments(t), _) => panic!("{t} belongs to no call"),
             }
         }
         out
@@ -214,6 +243,26 @@ mod tests {
         }
     }
 
+    /// What a client sees of a call before it is over: its name at once, its arguments as they come.
+    #[test]
+    fn arguments_come_as_they_are_written() {
+        for (dialect, open, close) in [
+            (Dialect::Hermes, "<tool_call>\n{\"name\": \"time\", \"arguments\": ", "}\n</tool_call>"),
+            (Dialect::Llama, "{\"name\": \"time\", \"parameters\": ", "}"),
+            (Dialect::Mistral, "[TOOL_CALLS][{\"name\": \"time\", \"arguments\": ", "}]"),
+            (Dialect::Mistral, "[TOOL_CALLS]time[ARGS]", ""),
+        ] {
+            let mut parser = Parser::new(dialect, names(), true);
+            assert_eq!(parser.push(open), [], "{dialect:?}");
+            let begun = parser.push("{\"zone\": ");
+            assert!(matches!(&begun[..], [Piece::Call(c)] if c.name == "time" && c.arguments == "{\"zone\": "), "{dialect:?}: {begun:?}");
+            for more in ["[\"}", "\", 1]", "}"] {
+                assert_eq!(parser.push(more), [Piece::Arguments(more.into())], "{dialect:?}");
+            }
+            assert_eq!((parser.push(close), parser.finish()), (vec![], vec![]), "{dialect:?}");
+        }
+    }
+
     #[test]
     fn hermes() {
         let check = |text, expected: &[_]| every_way(Dialect::Hermes, text, expected);
@@ -223,11 +272,18 @@ mod tests {
         check(
             "Let me look.\n<tool_call>{\"name\": \"weather\", \"arguments\": {\"city\": \"</tool_call> {\"}}</tool_call>\n\
              <tool_call>{\"name\": \"time\"}</tool_call> Done.",
-            &[("", "Let me look."), ("weather", "{\"city\":\"</tool_call> {\"}"), ("time", "{}"), ("", "Done.")],
+            &[("", "Let me look."), ("weather", "{\"city\": \"</tool_call> {\"}"), ("time", "{}"), ("", "Done.")],
         );
         // the end mark is missing
-        check("<tool_call>{\"name\": \"time\", \"arguments\": {\"a\": 1}}", &[("time", "{\"a\":1}")]);
-        // no call of ours, no JSON, cut off: the text stays what it was
+        check("<tool_call>{\"name\": \"time\", \"arguments\": {\"a\": 1}}", &[("time", "{\"a\": 1}")]);
+        // cut off in the arguments, or with something between them and the end mark: what has begun is a call
+        check("<tool_call>{\"name\": \"time\", \"arguments\": {\"a\": [\"b", &[("time", "{\"a\": [\"b")]);
+        check("<tool_call>{\"name\": \"time\", \"arguments\": {}, \"id\": {}} or </tool_call>", &[("time", "{}"), ("", "or </tool_call>")]);
+        check("<tool_call>{\"name\": \"time\", \"arguments\": {}}\n</tool_c", &[("time", "{}")]);
+        // the arguments first, or as text: the call comes as a whole
+        check("<tool_call>{\"arguments\": {\"a\": 1}, \"name\": \"time\"}</tool_call>", &[("time", "{\"a\":1}")]);
+        check("<tool_call>{\"name\": \"time\", \"arguments\": \"{\\\"a\\\": 1}\"}</tool_call>", &[("time", "{\"a\": 1}")]);
+        // no call of ours, no JSON, cut off before: the text stays what it was
         for kept in [
             "<tool_call>{\"name\": \"other\", \"arguments\": {}}</tool_call>",
             "<tool_call>nonsense</tool_call>",
@@ -236,14 +292,16 @@ mod tests {
         ] {
             check(kept, &[("", kept)]);
         }
-        let two = "<tool_call>{\"name\": \"time\"}</tool_call><tool_call>{\"name\": \"weather\"}</tool_call>";
-        assert_eq!(pieces(Dialect::Hermes, &[two], false), [("time".to_owned(), "{}".to_owned())]);
+        for second in ["{\"name\": \"weather\"}", "{\"name\": \"weather\", \"arguments\": {\"a\": 1}}"] {
+            let two = format!("<tool_call>{{\"name\": \"time\", \"arguments\": {{}}}}</tool_call><tool_call>{second}</tool_call>");
+            assert_eq!(pieces(Dialect::Hermes, &[&two], false), [("time".to_owned(), "{}".to_owned())]);
+        }
     }
 
     #[test]
     fn llama() {
         let check = |text, expected: &[_]| every_way(Dialect::Llama, text, expected);
-        check("{\"name\": \"weather\", \"parameters\": {\"city\": \"Kiel\"}}", &[("weather", "{\"city\":\"Kiel\"}")]);
+        check("{\"name\": \"weather\", \"parameters\": {\"city\": \"Kiel\"}}", &[("weather", "{\"city\": \"Kiel\"}")]);
         check(
             "<|python_tag|>{\"name\": \"time\", \"parameters\": {}}; {\"name\": \"time\", \"parameters\": {}}",
             &[("time", "{}"), ("time", "{}")],
@@ -254,6 +312,8 @@ mod tests {
             check(kept, &[("", kept)]);
         }
         check("{\"name\": \"time\"} and more", &[("time", "{}"), ("", "and more")]);
+        check("{\"name\": \"time\", \"parameters\": {\"a\": 1}} and more", &[("time", "{\"a\": 1}"), ("", "and more")]);
+        check("{\"name\": \"time\", \"parameters\": {\"a\": {}", &[("time", "{\"a\": {}")]);
     }
 
     #[test]
@@ -261,21 +321,31 @@ mod tests {
         let check = |text, expected: &[_]| every_way(Dialect::Mistral, text, expected);
         check(
             "[TOOL_CALLS] [{\"name\": \"weather\", \"arguments\": {\"c\": \"]\"}}, {\"name\": \"time\", \"arguments\": {}}]",
-            &[("weather", "{\"c\":\"]\"}"), ("time", "{}")],
+            &[("weather", "{\"c\": \"]\"}"), ("time", "{}")],
         );
         check(
             "Sure. [TOOL_CALLS]weather[ARGS]{\"c\": 1}[TOOL_CALLS]time[ARGS]{}",
-            &[("", "Sure."), ("weather", "{\"c\":1}"), ("time", "{}")],
+            &[("", "Sure."), ("weather", "{\"c\": 1}"), ("time", "{}")],
         );
-        check("[TOOL_CALLS]weather[CALL_ID]abcdefghi[ARGS]{\"c\": 1}", &[("weather", "{\"c\":1}")]);
+        check("[TOOL_CALLS]weather[CALL_ID]abcdefghi[ARGS]{\"c\": 1}", &[("weather", "{\"c\": 1}")]);
         for kept in [
             "no call",
             "[TOOL_CALLS]other[ARGS]{}",
             "[TOOL_CALLS][{\"name\": \"other\"}]",
             "[TOOL_CALLS] [1,",
-            "[TOOL_CALLS]weather[ARGS]{\"c\"",
+            "[TOOL_CALLS]weather[ARGS]",
+            "[TOOL_CALLS]weather[ARGS] [1]",
         ] {
             check(kept, &[("", kept)]);
         }
+        check("[TOOL_CALLS]weather[ARGS]{\"c\"", &[("weather", "{\"c\"")]);
+        check(
+            "[TOOL_CALLS][{\"name\": \"time\", \"arguments\": {}}, {\"name\": \"weather\"}, {\"name\": \"time\", \"arguments\": {}} ] Done.",
+            &[("time", "{}"), ("weather", "{}"), ("time", "{}"), ("", " Done.")],
+        );
+        check(
+            "[TOOL_CALLS][{\"name\": \"time\", \"arguments\": {}}, {\"name\": \"other\"}]",
+            &[("time", "{}"), ("", ", {\"name\": \"other\"}]")],
+        );
     }
 }
