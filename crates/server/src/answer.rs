@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::control::Phase;
 use crate::error::ApiError;
+use crate::reasoning::{Said, Thinking};
 use crate::sse::Events;
 use crate::worker::{Event, Job};
 use billfish_engine::{FinishReason, Happened, StopCause, TokenLogprob};
@@ -14,6 +15,8 @@ pub(crate) struct Usage {
     pub prompt: usize,
     pub cached: usize,
     pub completion: usize,
+    /// Those of `completion` that were thoughts.
+    pub reasoning: usize,
 }
 
 impl Usage {
@@ -23,7 +26,7 @@ impl Usage {
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
         })
     }
 }
@@ -31,10 +34,37 @@ impl Usage {
 /// One choice.
 #[derive(Default)]
 pub(crate) struct Choice {
+    /// What was thought before the text.
+    pub reasoning: String,
     pub text: String,
     pub tokens: Vec<u32>,
     pub logprobs: Vec<TokenLogprob>,
     pub finish: Option<Finish>,
+    thinking: Option<Thinking>,
+}
+
+impl Choice {
+    fn add(&mut self, said: Said) {
+        self.reasoning.push_str(&said.reasoning);
+        self.text.push_str(&said.content);
+    }
+
+    fn push(&mut self, text: &str) {
+        match &mut self.thinking {
+            None => self.text.push_str(text),
+            Some(thinking) => {
+                let said = thinking.push(text);
+                self.add(said);
+            }
+        }
+    }
+
+    /// Takes what is left when the choice has ended; gives the tokens of its thoughts.
+    fn finish(&mut self) -> usize {
+        let Some(mut thinking) = self.thinking.take() else { return 0 };
+        self.add(thinking.finish());
+        thinking.tokens()
+    }
 }
 
 /// How a choice ended.
@@ -104,11 +134,17 @@ pub(crate) async fn heard(app: &App, job: &mut Job, events: &Events) -> Heard {
 }
 
 impl Answer {
-    /// Waits for all of it.
-    pub async fn collect(app: &App, mut job: Job, prompt_tokens: &[usize], n: usize) -> Result<Answer, ApiError> {
+    /// Waits for all of it. `thinking` divides each choice, if it has thoughts.
+    pub async fn collect(
+        app: &App,
+        mut job: Job,
+        prompt_tokens: &[usize],
+        n: usize,
+        thinking: &(dyn Fn() -> Option<Thinking> + Sync),
+    ) -> Result<Answer, ApiError> {
         let prompts = prompt_tokens.len();
         let mut answer = Answer {
-            choices: (0..prompts * n).map(|_| Choice::default()).collect(),
+            choices: (0..prompts * n).map(|_| Choice { thinking: thinking(), ..Choice::default() }).collect(),
             prompts: (0..prompts).map(|_| None).collect(),
             usage: Usage { prompt: prompt_tokens.iter().sum(), ..Usage::default() },
         };
@@ -120,14 +156,16 @@ impl Answer {
                 }
                 Happened::Token { choice, token, text, logprob } => {
                     let choice = &mut answer.choices[prompt * n + choice];
-                    choice.text.push_str(&text);
+                    choice.thinking.iter_mut().for_each(Thinking::count);
+                    choice.push(&text);
                     choice.tokens.push(token);
                     choice.logprobs.extend(logprob);
                     answer.usage.completion += 1;
                 }
                 Happened::End { choice, text, reason, stop } => {
                     let choice = &mut answer.choices[prompt * n + choice];
-                    choice.text.push_str(&text);
+                    choice.push(&text);
+                    answer.usage.reasoning += choice.finish();
                     choice.finish = Some(Finish::new(app, reason, stop));
                 }
                 Happened::Failed(e) => return Err(e.into()),

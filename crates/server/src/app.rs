@@ -8,6 +8,7 @@ use crate::error::{ApiError, ServerError};
 use crate::grammar::Grammars;
 use crate::ids;
 use crate::metrics::Metrics;
+use crate::reasoning::CLOSE;
 use crate::record::LogLine;
 use crate::tools::{Shown, probe};
 use crate::worker::Worker;
@@ -63,6 +64,8 @@ pub(crate) struct Templates {
     pub tools: Option<ChatTemplate>,
     /// What the template in use with tools does.
     pub shown: Shown,
+    /// Whether some template knows of thoughts before an answer.
+    pub thinks: bool,
 }
 
 impl Templates {
@@ -84,7 +87,8 @@ impl Templates {
         };
         let mut shown = tools.as_ref().or(chat.as_ref().ok()).map(probe).unwrap_or_default();
         shown.dialect = model.tool_dialect.or(shown.dialect);
-        Ok(Templates { chat, tools, shown })
+        let thinks = tools.iter().chain(chat.as_ref().ok()).any(|t| t.source().contains(CLOSE));
+        Ok(Templates { chat, tools, shown, thinks })
     }
 
     /// The template for a chat.

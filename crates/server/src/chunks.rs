@@ -23,6 +23,11 @@ pub(crate) trait Chunks: Send + 'static {
 
     /// When something has happened to a prompt.
     fn event(&mut self, app: &App, prompt: usize, happened: Happened) -> Vec<Value>;
+
+    /// Tokens of thoughts so far.
+    fn reasoning(&self) -> usize {
+        0
+    }
 }
 
 /// Hands the requests in and starts the stream. What is refused at once is an error with a status of its own.
@@ -77,6 +82,7 @@ impl<C: Chunks> Writer<C> {
                         _ => {}
                     }
                     let chunks = self.chunks.event(&self.app, prompt, happened);
+                    self.usage.reasoning = self.chunks.reasoning();
                     self.send(chunks).await?;
                 }
             }

@@ -44,6 +44,8 @@ pub struct Config {
     pub max_choices: usize,
     /// Unknown parameters are an error, not a header.
     pub strict_params: bool,
+    /// What a model thinks before it answers is told apart from what it says, if its template knows of thoughts.
+    pub reasoning: bool,
     /// Name of the system in answers and metrics.
     pub version: String,
 }
@@ -68,6 +70,7 @@ impl Default for Config {
             max_logprobs: 20,
             max_choices: 1024,
             strict_params: false,
+            reasoning: true,
             version: env!("CARGO_PKG_VERSION").into(),
         }
     }

@@ -29,6 +29,7 @@ mod models;
 mod ops;
 mod page;
 mod params;
+mod reasoning;
 mod record;
 mod responses;
 mod router;

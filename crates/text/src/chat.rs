@@ -37,6 +37,7 @@ impl Message {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     file: String,
+    source: String,
     defaults: Map<String, Value>,
     now: Option<i64>,
 }
@@ -73,7 +74,12 @@ impl ChatTemplate {
         environment.add_filter("count", length);
         environment.add_function("raise_exception", raise_exception);
         environment.add_template_owned(NAME, prepare(source)).map_err(syntax_error)?;
-        Ok(ChatTemplate { environment, file: file.into(), defaults: Map::new(), now: None })
+        Ok(ChatTemplate { environment, file: file.into(), source: source.into(), defaults: Map::new(), now: None })
+    }
+
+    /// Its text, as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Sets variables that every rendering sees unless it brings its own of the same name.

@@ -75,7 +75,7 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, Extension(record): Extensi
 async fn answer(app: Arc<App>, request: Request<Body>, record: &Record) -> Result<Response, ApiError> {
     let value = body::json(&app, request).await?;
     let (chat, submission) = blocking(&app, move |app| {
-        let chat = ChatRequest::read(app, &value)?;
+        let mut chat = ChatRequest::read(app, &value)?;
         let submission = chat.submission(app)?;
         Ok((chat, submission))
     })
@@ -97,7 +97,7 @@ async fn answer(app: Arc<App>, request: Request<Body>, record: &Record) -> Resul
 async fn whole(app: &Arc<App>, chat: &ChatRequest, submission: Submission, head: &Head, record: &Record) -> Result<Value, ApiError> {
     let prompt = submission.prompt.clone();
     let job = app.worker.submit(vec![submission]).await?;
-    let answer = Answer::collect(app, job, &[prompt.len()], chat.params.n).await?;
+    let answer = Answer::collect(app, job, &[prompt.len()], chat.params.n, &|| chat.thinking()).await?;
     record.completion(answer.usage.completion);
     let choices: Vec<Value> = answer.choices.iter().enumerate().map(|(i, c)| choice(app, chat, i, c)).collect();
     let mut out = head.object("chat.completion");
@@ -138,8 +138,13 @@ fn choice(app: &App, chat: &ChatRequest, index: usize, choice: &Choice) -> Value
         Some("stop") if !calls.is_empty() => "tool_calls",
         reason => reason.unwrap_or("stop"),
     };
-    let content = if content.is_empty() && !calls.is_empty() { Value::Null } else { content.into() };
+    let nothing = content.is_empty() && !(calls.is_empty() && choice.reasoning.is_empty());
+    let content = if nothing { Value::Null } else { content.into() };
     let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+    if !choice.reasoning.is_empty() {
+        // one name of DeepSeek and llama-server, one of newer servers
+        ["reasoning_content", "reasoning"].into_iter().for_each(|key| message[key] = choice.reasoning.clone().into());
+    }
     if !calls.is_empty() {
         message["tool_calls"] = calls.iter().map(call_json).collect();
     }

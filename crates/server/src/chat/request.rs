@@ -5,6 +5,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, Rule};
 use crate::params::{Params, SHARED};
+use crate::reasoning::{CLOSE, OPEN, Thinking};
 use crate::tools::{Parser, Tools};
 use billfish_engine::Submission;
 use serde_json::{Map, Value};
@@ -41,6 +42,8 @@ pub(crate) struct ChatRequest {
     pub generation_prompt: bool,
     /// The last message is the beginning of the answer.
     pub continued: bool,
+    /// Where the answer begins, once the prompt is known: in the middle of thoughts, or before any; with neither there are none.
+    thoughts: Option<bool>,
     pub special_tokens: bool,
     pub kwargs: Map<String, Value>,
     /// Fields that nobody knows.
@@ -78,6 +81,7 @@ impl ChatRequest {
             max_tokens: max_tokens(&f)?,
             generation_prompt,
             continued,
+            thoughts: None,
             special_tokens: f.flag("add_special_tokens")?,
             kwargs: f.object("chat_template_kwargs")?.cloned().unwrap_or_default(),
             unknown,
@@ -115,8 +119,10 @@ impl ChatRequest {
     }
 
     /// What the engine is asked for.
-    pub fn submission(&self, app: &App) -> Result<Submission, ApiError> {
-        let prompt = self.params.cut(app.encode(&self.rendered(app)?, self.special_tokens, "messages")?);
+    pub fn submission(&mut self, app: &App) -> Result<Submission, ApiError> {
+        let text = self.rendered(app)?;
+        self.thoughts = self.thoughts(app, &text);
+        let prompt = self.params.cut(app.encode(&text, self.special_tokens, "messages")?);
         let room = Params::room(app, prompt.len(), self.max_tokens, "messages")?;
         let mut submission = self.params.submission(app, prompt, room, self.logprobs, 0)?;
         if self.parser(app).is_some() && app.templates.shown.dialect.is_some_and(|d| d.marks_are_special()) {
@@ -124,6 +130,24 @@ impl ChatRequest {
             submission.skip_special_tokens = false;
         }
         Ok(submission)
+    }
+
+    /// Whether the answer to this prompt begins inside of thoughts; nothing if it has none.
+    fn thoughts(&self, app: &App, prompt: &str) -> Option<bool> {
+        // an answer that is held to a form is all content
+        if !app.config.reasoning || !app.templates.thinks || self.params.form.is_some() {
+            return None;
+        }
+        if !self.continued {
+            return Some(prompt.trim_end().ends_with(OPEN));
+        }
+        let begun = self.messages.last().and_then(|m| m["content"].as_str()).unwrap_or_default();
+        (begun.rfind(OPEN) > begun.rfind(CLOSE)).then_some(true)
+    }
+
+    /// What divides the answer into thoughts and content.
+    pub fn thinking(&self) -> Option<Thinking> {
+        self.thoughts.map(Thinking::new)
     }
 
     /// What reads calls from the answer.

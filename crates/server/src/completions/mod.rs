@@ -57,7 +57,7 @@ async fn whole(
     let job = app.worker.submit(submissions).await?;
     let lengths: Vec<usize> = request.prompts.iter().map(|p| p.tokens.len()).collect();
     let n = request.params.n;
-    let answer = Answer::collect(app, job, &lengths, n).await?;
+    let answer = Answer::collect(app, job, &lengths, n, &|| None).await?;
     record.completion(answer.usage.completion);
     let one = |(i, c): (usize, &Choice)| choice(app, request, i, c, answer.prompts[i / n].as_deref());
     let choices: Vec<Value> = answer.choices.iter().enumerate().map(one).collect();

@@ -29,7 +29,7 @@ pub(crate) async fn responses(State(app): State<Arc<App>>, Extension(record): Ex
 async fn answer(app: Arc<App>, request: Request<Body>, record: &Record) -> Result<Response, ApiError> {
     let value = body::json(&app, request).await?;
     let (request, submission) = blocking(&app, move |app| {
-        let request = ResponseRequest::read(app, &value)?;
+        let mut request = ResponseRequest::read(app, &value)?;
         let submission = request.chat.submission(app)?;
         Ok((request, submission))
     })
@@ -38,25 +38,27 @@ async fn answer(app: Arc<App>, request: Request<Body>, record: &Record) -> Resul
     let unknown = request.unknown.clone();
     let head = Head::new(&app, &request);
     let response = match request.stream {
-        true => stream::start(app, submission, head, record.clone()).await?,
-        false => Json(whole(&app, submission, &head, record).await?).into_response(),
+        true => stream::start(app, submission, request.chat.thinking(), head, record.clone()).await?,
+        false => Json(whole(&app, &request, submission, &head, record).await?).into_response(),
     };
     Ok(with_unknown(response, &unknown))
 }
 
-async fn whole(app: &Arc<App>, submission: Submission, head: &Head, record: &Record) -> Result<Value, ApiError> {
+async fn whole(app: &Arc<App>, request: &ResponseRequest, submission: Submission, head: &Head, record: &Record) -> Result<Value, ApiError> {
     let prompt = submission.prompt.len();
     let job = app.worker.submit(vec![submission]).await?;
-    let answer = Answer::collect(app, job, &[prompt], 1).await?;
+    let answer = Answer::collect(app, job, &[prompt], 1, &|| request.chat.thinking()).await?;
     record.completion(answer.usage.completion);
     let choice = &answer.choices[0];
     let cut = choice.finish.as_ref().is_some_and(|f| f.reason == "length");
-    Ok(head.response(Progress::Ended { cut, text: &choice.text, usage: answer.usage }))
+    Ok(head.response(Progress::Ended { cut, reasoning: &choice.reasoning, text: &choice.text, usage: answer.usage }))
 }
 
 /// What a response says about itself.
 struct Head {
     id: String,
+    /// The ids of the items that it may have.
+    reasoning: String,
     message: String,
     created: u64,
     /// What of the request is repeated.
@@ -66,7 +68,7 @@ struct Head {
 /// How far a response is.
 enum Progress<'a> {
     Running,
-    Ended { cut: bool, text: &'a str, usage: Usage },
+    Ended { cut: bool, reasoning: &'a str, text: &'a str, usage: Usage },
     Failed { error: &'a ApiError },
 }
 
@@ -75,7 +77,8 @@ impl Head {
         let mut echoed = request.echoed.clone();
         echoed.insert("model".into(), app.name().into());
         let id = request.chat.params.request_id.clone().unwrap_or_else(ids::unique);
-        Head { id: format!("resp_{id}"), message: format!("msg_{}", ids::unique()), created: ids::now(), echoed }
+        let [reasoning, message] = ["rs", "msg"].map(|kind| format!("{kind}_{}", ids::unique()));
+        Head { id: format!("resp_{id}"), reasoning, message, created: ids::now(), echoed }
     }
 
     /// The response object.
@@ -101,16 +104,19 @@ impl Head {
             Progress::Failed { error } => {
                 out["error"] = json!({"code": "server_error", "message": error.message});
             }
-            Progress::Ended { cut, text, usage } => {
+            Progress::Ended { cut, reasoning, text, usage } => {
                 if cut {
                     out["incomplete_details"] = json!({"reason": "max_output_tokens"});
                 }
-                out["output"] = json!([self.item(status, Some(text))]);
+                // thoughts behind which nothing was said were cut
+                let of_thoughts = if cut && text.is_empty() { status } else { "completed" };
+                let thought = (!reasoning.is_empty()).then(|| self.item(Kind::Reasoning, of_thoughts, Some(reasoning)));
+                out["output"] = thought.into_iter().chain([self.item(Kind::Message, status, Some(text))]).collect();
                 out["usage"] = json!({
                     "input_tokens": usage.prompt,
                     "input_tokens_details": {"cached_tokens": usage.cached},
                     "output_tokens": usage.completion,
-                    "output_tokens_details": {"reasoning_tokens": 0},
+                    "output_tokens_details": {"reasoning_tokens": usage.reasoning},
                     "total_tokens": usage.prompt + usage.completion,
                 });
             }
@@ -121,14 +127,48 @@ impl Head {
         out
     }
 
-    /// The message that is written.
-    fn item(&self, status: &str, text: Option<&str>) -> Value {
-        let content: Vec<Value> = text.iter().map(|t| part(t)).collect();
-        json!({"type": "message", "id": self.message, "status": status, "role": "assistant", "content": content})
+    /// The id of an item.
+    fn id_of(&self, kind: Kind) -> &str {
+        match kind {
+            Kind::Reasoning => &self.reasoning,
+            Kind::Message => &self.message,
+        }
+    }
+
+    /// What is written.
+    fn item(&self, kind: Kind, status: &str, text: Option<&str>) -> Value {
+        let content: Vec<Value> = text.iter().map(|t| kind.part(t)).collect();
+        let mut item = json!({"type": "message", "id": self.id_of(kind), "status": status, "role": "assistant", "content": content});
+        if let (Kind::Reasoning, Value::Object(item)) = (kind, &mut item) {
+            item.remove("role");
+            item.extend([("type".into(), "reasoning".into()), ("summary".into(), json!([]))]);
+        }
+        item
     }
 }
 
-/// Text as a part of a message.
-fn part(text: &str) -> Value {
-    json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
+/// What a response consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Thoughts before the answer.
+    Reasoning,
+    Message,
+}
+
+impl Kind {
+    /// The kind of its text, by which the events of a stream are named too.
+    fn text(self) -> &'static str {
+        match self {
+            Kind::Reasoning => "reasoning_text",
+            Kind::Message => "output_text",
+        }
+    }
+
+    /// Text as a part of it.
+    fn part(self, text: &str) -> Value {
+        match self {
+            Kind::Reasoning => json!({"type": self.text(), "text": text}),
+            Kind::Message => json!({"type": self.text(), "text": text, "annotations": [], "logprobs": []}),
+        }
+    }
 }

@@ -117,6 +117,8 @@ fn messages(f: &Fields<'_>) -> Result<Vec<Value>, ApiError> {
                 let f = Fields::new(item, &path)?;
                 match f.string("type")? {
                     None | Some("message") => {}
+                    // thoughts of an earlier response; templates leave them out of the conversation
+                    Some("reasoning") => continue,
                     Some(other) => {
                         let other: String = other.chars().take(80).collect();
                         let path = f.path("type");

@@ -1,9 +1,10 @@
 //! A response as a stream of events.
 
-use super::{Head, Progress, part};
+use super::{Head, Kind, Progress};
 use crate::answer::{Heard, Usage, heard};
 use crate::app::App;
 use crate::error::ApiError;
+use crate::reasoning::{Said, Thinking};
 use crate::record::Record;
 use crate::sse::{self, Events, Gone};
 use crate::worker::Job;
@@ -13,11 +14,17 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Hands the request in and starts the stream.
-pub(super) async fn start(app: Arc<App>, submission: Submission, head: Head, record: Record) -> Result<Response, ApiError> {
+pub(super) async fn start(
+    app: Arc<App>,
+    submission: Submission,
+    thinking: Option<Thinking>,
+    head: Head,
+    record: Record,
+) -> Result<Response, ApiError> {
     let usage = Usage { prompt: submission.prompt.len(), ..Usage::default() };
     let job = app.worker.submit(vec![submission]).await?;
     let (events, response) = sse::stream();
-    let writer = Writer { app, events, head, usage, text: String::new(), cut: false, number: 0 };
+    let writer = Writer { app, events, head, usage, thinking, items: vec![], cut: false, number: 0 };
     tokio::spawn(writer.run(job, record));
     Ok(response)
 }
@@ -27,7 +34,9 @@ struct Writer {
     events: Events,
     head: Head,
     usage: Usage,
-    text: String,
+    thinking: Option<Thinking>,
+    /// What was written so far. The last one is being written.
+    items: Vec<(Kind, String)>,
     cut: bool,
     /// The next event's number.
     number: u64,
@@ -47,9 +56,9 @@ impl Writer {
         self.events.named(name, &value).await
     }
 
-    /// The place of the text in the response.
-    fn place(&self) -> Value {
-        json!({"item_id": self.head.message, "output_index": 0, "content_index": 0})
+    /// The place of the text that is being written in the response.
+    fn place(&self, kind: Kind) -> Value {
+        json!({"item_id": self.head.id_of(kind), "output_index": self.items.len() - 1, "content_index": 0})
     }
 
     async fn write(&mut self, mut job: Job) -> Result<(), Gone> {
@@ -57,11 +66,9 @@ impl Writer {
             let response = self.head.response(Progress::Running);
             self.send(name, json!({"response": response})).await?;
         }
-        let item = self.head.item("in_progress", None);
-        self.send("response.output_item.added", json!({"output_index": 0, "item": item})).await?;
-        let mut added = self.place();
-        added["part"] = part("");
-        self.send("response.content_part.added", added).await?;
+        if self.thinking.is_none() {
+            self.begin(Kind::Message).await?;
+        }
         loop {
             match heard(&self.app, &mut job, &self.events).await {
                 Heard::Gone => return Err(Gone),
@@ -73,18 +80,46 @@ impl Writer {
                 Heard::Event((_, happened)) => self.event(happened).await?,
             }
         }
-        let mut done = self.place();
-        done["text"] = self.text.clone().into();
-        done["logprobs"] = json!([]);
-        self.send("response.output_text.done", done).await?;
-        let mut done = self.place();
-        done["part"] = part(&self.text);
-        self.send("response.content_part.done", done).await?;
-        let (status, name) = if self.cut { ("incomplete", "response.incomplete") } else { ("completed", "response.completed") };
-        let item = self.head.item(status, Some(&self.text));
-        self.send("response.output_item.done", json!({"output_index": 0, "item": item})).await?;
-        let response = self.head.response(Progress::Ended { cut: self.cut, text: &self.text, usage: self.usage });
+        if let Some(mut thinking) = self.thinking.take() {
+            let said = thinking.finish();
+            self.said(said).await?;
+            self.usage.reasoning = thinking.tokens();
+        }
+        // there is a message, if only an empty one
+        self.text(Kind::Message, "").await?;
+        self.end(self.cut).await?;
+        let name = if self.cut { "response.incomplete" } else { "response.completed" };
+        let of = |kind| self.items.iter().find(|i| i.0 == kind).map_or("", |i| i.1.as_str());
+        let (reasoning, text) = (of(Kind::Reasoning), of(Kind::Message));
+        let response = self.head.response(Progress::Ended { cut: self.cut, reasoning, text, usage: self.usage });
         self.send(name, json!({"response": response})).await
+    }
+
+    /// Begins an item.
+    async fn begin(&mut self, kind: Kind) -> Result<(), Gone> {
+        self.items.push((kind, String::new()));
+        let item = self.head.item(kind, "in_progress", None);
+        self.send("response.output_item.added", json!({"output_index": self.items.len() - 1, "item": item})).await?;
+        let mut added = self.place(kind);
+        added["part"] = kind.part("");
+        self.send("response.content_part.added", added).await
+    }
+
+    /// Ends the item that is being written, if there is one, before its time or not.
+    async fn end(&mut self, cut: bool) -> Result<(), Gone> {
+        let Some((kind, text)) = self.items.last().cloned() else { return Ok(()) };
+        let mut done = self.place(kind);
+        done["text"] = text.clone().into();
+        if kind == Kind::Message {
+            done["logprobs"] = json!([]);
+        }
+        self.send(&format!("response.{}.done", kind.text()), done).await?;
+        let mut done = self.place(kind);
+        done["part"] = kind.part(&text);
+        self.send("response.content_part.done", done).await?;
+        let status = if cut { "incomplete" } else { "completed" };
+        let item = self.head.item(kind, status, Some(&text));
+        self.send("response.output_item.done", json!({"output_index": self.items.len() - 1, "item": item})).await
     }
 
     async fn event(&mut self, happened: Happened) -> Result<(), Gone> {
@@ -95,6 +130,7 @@ impl Writer {
             }
             Happened::Token { text, .. } => {
                 self.usage.completion += 1;
+                self.thinking.iter_mut().for_each(Thinking::count);
                 text
             }
             Happened::End { text, reason, .. } => {
@@ -103,13 +139,42 @@ impl Writer {
             }
             Happened::Failed(_) => return Ok(()),
         };
+        let said = match &mut self.thinking {
+            None => Said { content: text, ..Said::default() },
+            Some(thinking) => thinking.push(&text),
+        };
+        self.said(said).await
+    }
+
+    async fn said(&mut self, said: Said) -> Result<(), Gone> {
+        for (kind, text) in [(Kind::Reasoning, said.reasoning), (Kind::Message, said.content)] {
+            if !text.is_empty() {
+                self.text(kind, &text).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds text to an item of this kind, which begins where there is none.
+    async fn text(&mut self, kind: Kind, text: &str) -> Result<(), Gone> {
+        if self.items.last().is_none_or(|i| i.0 != kind) {
+            // thoughts behind which nothing was said were cut
+            self.end(self.cut && text.is_empty()).await?;
+            self.begin(kind).await?;
+        }
         if text.is_empty() {
             return Ok(());
         }
-        self.text.push_str(&text);
-        let mut delta = self.place();
+        self.items.iter_mut().for_each(|i| {
+            if i.0 == kind {
+                i.1.push_str(text)
+            }
+        });
+        let mut delta = self.place(kind);
         delta["delta"] = text.into();
-        delta["logprobs"] = json!([]);
-        self.send("response.output_text.delta", delta).await
+        if kind == Kind::Message {
+            delta["logprobs"] = json!([]);
+        }
+        self.send(&format!("response.{}.delta", kind.text()), delta).await
     }
 }

@@ -194,7 +194,7 @@ fn json_at_start(text: &str) -> Json {
 
 /// Takes text from the front of `buffer` up to `mark`, if the mark is there; otherwise all that cannot belong to a mark or to
 /// the space before it.
-fn take_text(buffer: &mut String, mark: &str) -> (String, bool) {
+pub(crate) fn take_text(buffer: &mut String, mark: &str) -> (String, bool) {
     if let Some(at) = buffer.find(mark) {
         let text = buffer[..at].trim_end().to_owned();
         buffer.drain(..at + mark.len());

@@ -107,6 +107,7 @@ fn config(settings: &Settings) -> anyhow::Result<Config> {
         keep_alive: seconds("keep-alive").unwrap_or(never),
         max_logprobs: settings.count("max-logprobs"),
         strict_params: settings.flag("strict-params"),
+        reasoning: settings.text("reasoning-format") != Some("none"),
         version: format!("{}+{}", billfish::machine::VERSION, billfish::machine::COMMIT),
         ..default
     })

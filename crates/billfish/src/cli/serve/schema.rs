@@ -133,7 +133,7 @@ fn logs() -> Vec<String> {
     ["logfmt", "json", "none"].map(str::to_owned).into()
 }
 
-fn generation() -> Vec<String> {
+fn auto_or_none() -> Vec<String> {
     ["auto", "none"].map(str::to_owned).into()
 }
 
@@ -205,8 +205,15 @@ pub const SETTINGS: &[Setting] = &[
         "How the model writes calls of tools; auto finds out from its template",
     ),
     Setting::new(
+        "reasoning-format",
+        Kind::Choice(auto_or_none),
+        "NAME",
+        Some("auto"),
+        "Thoughts before an answer (<think>) as reasoning_content, if the template knows of them, or left in the content",
+    ),
+    Setting::new(
         "generation-config",
-        Kind::Choice(generation),
+        Kind::Choice(auto_or_none),
         "WHICH",
         Some("auto"),
         "Sampling where a request leaves it open: the model's generation_config.json, or none (temperature 1, top-p 1)",
