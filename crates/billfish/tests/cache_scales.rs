@@ -46,6 +46,29 @@ fn scales_are_used_or_the_flag_that_uses_them_is_named() {
     assert!(mentions(&found["findings"], "note", &["cache", FLAG]), "{found}");
 }
 
+/// Scales of another cache than one of 8-bit floats go where the config can say so, and nowhere else.
+#[test]
+fn converted_scales_keep_their_meaning() {
+    let out = tempfile::tempdir().unwrap();
+    for kind in ["float", "int"] {
+        let f = scaled(0.03);
+        let scheme = json!({"num_bits": 8, "type": kind, "symmetric": true, "dynamic": false});
+        f.json("config.json", |c| c["quantization_config"]["kv_cache_scheme"] = scheme.clone());
+        for target in ["compressed-tensors", "gptq", "dense"] {
+            let dir = out.path().join(format!("{kind}-{target}"));
+            let dir = dir.to_str().unwrap();
+            let (_, said) = ok(&["convert", f.dir(), dir, "--to", target, "--allow-lossy"]);
+            let goes = kind == "float" || target == "compressed-tensors";
+            assert_eq!(said.contains("left out: `model.layers.0.self_attn.k_scale`"), !goes, "{kind} {target}: {said}");
+            let (listed, noted) = ok(&["inspect", dir, "--json"]);
+            assert_eq!((listed + &noted).contains(FLAG), kind == "float", "{kind} {target}");
+            let config: serde_json::Value = serde_json::from_slice(&std::fs::read(format!("{dir}/config.json")).unwrap()).unwrap();
+            let kept = (target == "compressed-tensors").then_some(&scheme);
+            assert_eq!(config["quantization_config"].get("kv_cache_scheme"), kept, "{kind} {target}");
+        }
+    }
+}
+
 #[test]
 fn a_wrong_scale_ends_a_run() {
     let message = error(&["run", scaled(-1.0).dir(), "--prompt", "a", "--max-tokens", "1"]);

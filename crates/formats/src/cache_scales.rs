@@ -5,12 +5,12 @@ use crate::{Checkpoint, FormatError};
 use serde_json::{Map, Value};
 
 /// What a quantization config says of a cache of keys and values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheScheme {
-    /// 8-bit floats by scales that are in the folder.
-    Floats,
-    /// Something else, which nothing here follows.
-    Other,
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheScheme {
+    /// Whether the cache has 8-bit floats by scales that are in the folder. Nothing here follows any other.
+    pub floats: bool,
+    /// Its keys as they stand there.
+    pub keys: Map<String, Value>,
 }
 
 impl CacheScheme {
@@ -21,7 +21,7 @@ impl CacheScheme {
             && is("type", "float".into(), false)
             && is("symmetric", true.into(), true)
             && is("dynamic", false.into(), true);
-        (!scheme.is_empty()).then_some(if floats { CacheScheme::Floats } else { CacheScheme::Other })
+        (!scheme.is_empty()).then(|| CacheScheme { floats, keys: scheme.clone() })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The quantization config of compressed-tensors: groups of modules, each with a scheme, and modules left out.
 
-use crate::cache_scales::{self, CacheScheme};
+use crate::cache_scales;
 use crate::json::show;
 use crate::keys::{self, Keys};
 use crate::quant_config::{CheckpointFormat, GroupSize, Scheme, check_bits, check_group_size};
@@ -34,7 +34,7 @@ pub(crate) fn read(file: &str, prefix: &str, mut keys: Keys<'_>, warnings: &Warn
     keys.only(&["transform_config"], empty, "no transforms", remedy)?;
     keys.only(&["sparsity_config"], dense_only, "no sparsity", remedy)?;
     let cache_scheme = cache_scales::scheme(&mut keys)?;
-    if cache_scheme == Some(CacheScheme::Other) {
+    if cache_scheme.as_ref().is_some_and(|s| !s.floats) {
         warnings.add(WarningKind::Config, "the config describes a quantized cache of keys and values: it is not applied");
     }
     keys.optional(&["quantization_status", "global_compression_ratio"], |_, _, _| Ok(()))?;

@@ -11,7 +11,7 @@ fn attention(layer: usize) -> String {
 
 /// The names of the scales of a layer's keys and values: none if no layer has any, or the config means another cache.
 pub(crate) fn names(c: &DecoderConfig, checkpoint: &Checkpoint, layer: usize) -> Option<[String; 2]> {
-    if scheme(checkpoint) == Some(CacheScheme::Other) {
+    if scheme(checkpoint).is_some_and(|s| !s.floats) {
         return None;
     }
     let own = checkpoint.cache_scales(&attention(layer));
@@ -22,8 +22,8 @@ pub(crate) fn names(c: &DecoderConfig, checkpoint: &Checkpoint, layer: usize) ->
     })
 }
 
-fn scheme(checkpoint: &Checkpoint) -> Option<CacheScheme> {
-    checkpoint.quantization().and_then(|q| q.cache_scheme)
+fn scheme(checkpoint: &Checkpoint) -> Option<&CacheScheme> {
+    checkpoint.quantization().and_then(|q| q.cache_scheme.as_ref())
 }
 
 impl DecoderConfig {
@@ -40,7 +40,7 @@ impl DecoderConfig {
                      --kv-cache-dtype fp8_e4m3 (or fp8_e5m2) applies them"
                 ))
             }
-            (false, _) if scheme(checkpoint) == Some(CacheScheme::Floats) => Some(
+            (false, _) if scheme(checkpoint).is_some_and(|s| s.floats) => Some(
                 "the config describes a cache of keys and values in 8-bit floats, but the folder has no scales for it: it is not applied"
                     .into(),
             ),

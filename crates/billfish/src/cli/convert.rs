@@ -50,6 +50,10 @@ pub fn run(args: &Args) -> Result<()> {
     for loss in &done.losses {
         eprintln!("lost: {loss}");
     }
+    if let [first, ..] = &done.left_out[..] {
+        let count = done.left_out.len();
+        eprintln!("left out: `{first}` and all scales like it ({count}): {target} has no place to say that they are not for 8-bit floats");
+    }
     let out = args.out.display();
     eprintln!("{out}: {} quantized modules as {target}, {} tensors, {:.1} MB", done.modules, done.tensors, done.bytes as f64 / 1e6);
     Ok(())

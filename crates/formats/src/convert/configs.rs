@@ -189,7 +189,7 @@ fn compressed(source: &Checkpoint, modules: &[ModuleReport], base: Settings) -> 
         let targets = if s == base { vec!["Linear"] } else { names };
         config_groups.insert(format!("group_{number}"), json!({"format": "pack-quantized", "targets": targets, "weights": weights}));
     }
-    json!({
+    let mut config = json!({
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
@@ -197,5 +197,9 @@ fn compressed(source: &Checkpoint, modules: &[ModuleReport], base: Settings) -> 
         "ignore": dense_modules(source, modules),
         // codes in one bit stream, as this version and later ones pack them
         "version": "0.19.0",
-    })
+    });
+    if let Some(scheme) = source.quantization().and_then(|q| q.cache_scheme.as_ref()) {
+        config["kv_cache_scheme"] = scheme.keys.clone().into();
+    }
+    config
 }

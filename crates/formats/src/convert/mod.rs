@@ -18,6 +18,7 @@ pub use output::check_free;
 pub use size::{Sizes, folder_sizes, module_tensors};
 pub use tensors::gptq_tensors;
 
+use crate::cache_scales::is_cache_scale;
 use crate::checkpoint::{BiasRule, Checkpoint, LinearWeight};
 use crate::error::clip;
 use crate::{FormatError, ModuleReport, TensorSpec};
@@ -119,6 +120,8 @@ pub struct Converted {
     pub bytes: u64,
     /// What was lost; empty unless losses were allowed.
     pub losses: Vec<Loss>,
+    /// Scales of a cache that were left out, because the target's config cannot say that they are not for 8-bit floats.
+    pub left_out: Vec<String>,
 }
 
 /// Reads a quantized module of the source.
@@ -163,7 +166,7 @@ pub fn convert(
     let names = source.quantized_modules();
     let modules: Vec<ModuleReport> = names.iter().map(|n| source.describe(n)).collect::<Result<_, _>>()?;
     let first_pass: u64 = modules.iter().map(|m| m.bytes).sum();
-    let planned = plan(source, &modules, target);
+    let (planned, left_out) = plan(source, &modules, target);
     let total = first_pass + planned.iter().map(|p| output::bytes_of(&p.spec)).sum::<u64>();
 
     let lossy = |found: String| FormatError::Lossy { folder: source.name().into(), target: target.to_string(), found };
@@ -218,24 +221,29 @@ pub fn convert(
     }
     folder.write_index(&shards)?;
     folder.finish()?;
-    Ok(Converted { modules: modules.len(), tensors, bytes, losses })
+    Ok(Converted { modules: modules.len(), tensors, bytes, losses, left_out })
 }
 
-/// Every tensor of the output, sorted by name as the source's are.
-fn plan(source: &Checkpoint, modules: &[ModuleReport], target: Target) -> Vec<Planned> {
+/// Every tensor of the output, sorted by name as the source's are, and those of the source that are left out.
+fn plan(source: &Checkpoint, modules: &[ModuleReport], target: Target) -> (Vec<Planned>, Vec<String>) {
     let mut planned = vec![];
     for (i, module) in modules.iter().enumerate() {
         for (part, dtype, shape) in encode::specs(&module.into(), target) {
             planned.push(Planned { spec: (format!("{}.{part}", module.module), dtype, shape), origin: Origin::Module(i) });
         }
     }
-    for tensor in source.tensor_names().filter(|t| !source.is_part(t)) {
+    let scheme = source.quantization().and_then(|q| q.cache_scheme.as_ref());
+    // without their scheme, scales of a cache are taken for those of 8-bit floats
+    let unexplained = target != Target::CompressedTensors && scheme.is_some_and(|s| !s.floats);
+    let (left_out, kept): (Vec<&str>, Vec<&str>) =
+        source.tensor_names().filter(|t| !source.is_part(t)).partition(|t| unexplained && is_cache_scale(t));
+    for tensor in kept {
         if let Some(info) = source.info(tensor) {
             planned.push(Planned { spec: (tensor.into(), info.dtype, info.shape.clone()), origin: Origin::Copy });
         }
     }
     planned.sort_by(|a, b| a.spec.0.cmp(&b.spec.0));
-    planned
+    (planned, left_out.into_iter().map(String::from).collect())
 }
 
 /// The first things and how many more there are.
