@@ -21,5 +21,5 @@ pub use kernels::{
     KernelBench, KernelError, KernelTimes, Neighbours, REGION_SHAPE, RegionTimes, Scheme, fork_join, product_regions, random_matrix,
 };
 pub use limits::{Bound, Limits, Prober, Work, uncached_bytes};
-pub use requests::{PASS_TOKENS, Served, Task, random_tokens, serve};
+pub use requests::{PASS_TOKENS, Served, Task, random_tokens, seed_of, serve};
 pub use test::{Measured, Test, measure};

@@ -28,6 +28,12 @@ pub fn random_tokens(count: usize, vocabulary: usize, seed: u64) -> Vec<u32> {
     (0..count).map(|_| numbers.below(vocabulary)).collect()
 }
 
+/// The seed of one of many requests: those of neighbouring seeds have none in common, so that a server that has kept the
+/// prompts of one run finds nothing of them in another.
+pub fn seed_of(seed: u64, request: usize) -> u64 {
+    seed.rotate_left(32).wrapping_add(request as u64)
+}
+
 /// One request.
 #[derive(Clone, Debug)]
 pub struct Task {
@@ -113,6 +119,13 @@ mod tests {
             let count = tokens.iter().filter(|&&x| x == t).count();
             assert!((50..200).contains(&count), "{t}: {count}");
         }
+    }
+
+    #[test]
+    fn requests_of_another_seed_are_others() {
+        let seeds = |seed| (0..1000).map(move |i| seed_of(seed, i));
+        let all: std::collections::BTreeSet<u64> = (0..20).flat_map(seeds).collect();
+        assert_eq!(all.len(), 20_000);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Prompts to send a server: random ones, or those of a file in the forms that vLLM's benchmarks read.
 
 use anyhow::{Context, Result, bail, ensure};
-use billfish::bench::random_tokens;
 use billfish::bench::wire::Target;
+use billfish::bench::{random_tokens, seed_of};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -158,7 +158,7 @@ impl PromptArgs {
             } else {
                 (input_len as usize, output_len as usize)
             };
-            let own = random_tokens(input, 1 << 30, seed.wrapping_add(i as u64));
+            let own = random_tokens(input, 1 << 30, seed_of(seed, i));
             let all = prefix.iter().chain(&own).map(|t| *t as usize);
             let prompt = match &vocabulary {
                 Some(tokens) => all.map(|t| tokens[t % tokens.len()]).collect(),

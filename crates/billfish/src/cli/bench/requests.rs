@@ -6,7 +6,7 @@ use super::output::{machine_json, machine_lines};
 use super::subject::{GatedArgs, Subject, Verdict};
 use anyhow::{Context, Result};
 use billfish::Machine;
-use billfish::bench::{PASS_TOKENS, Prober, Task, random_tokens, serve, statistics, uncached_bytes};
+use billfish::bench::{PASS_TOKENS, Prober, Task, random_tokens, seed_of, serve, statistics, uncached_bytes};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use std::io::Write;
@@ -135,7 +135,7 @@ pub fn throughput(args: &Throughput) -> Result<()> {
         check_length(&subject.loaded, *input, *output);
     }
     let verdict = subject.verdict()?;
-    let seeds = (0u64..).map(|i| args.seed.wrapping_add(i));
+    let seeds = (0..).map(|i| seed_of(args.seed, i));
     let tasks: Vec<Task> = inputs.iter().zip(&outputs).zip(seeds).map(|((&i, &o), seed)| task(&subject, i, o, seed)).collect();
     let bar = count_bar("requests", count);
     let served = serve(&subject.loaded, &tasks, args.max_num_seqs as usize, &mut || bar.inc(1))?;
