@@ -61,7 +61,7 @@ pub fn forecast(source: &Checkpoint, predicted: &PredictedBytes, backend: &Backe
         read += bytes as f64 * share;
     }
     let kv = config.layers * config.kv_heads * (config.head_dim + config.head_dim.next_multiple_of(16)) * 2;
-    let bytes_per_second = Prober::for_working_set(read as usize).measure(backend).read;
+    let bytes_per_second = Prober::for_working_set(read as usize).read(backend);
     Ok(Forecast {
         weights,
         kv_per_token: kv as u64,

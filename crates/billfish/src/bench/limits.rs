@@ -59,9 +59,8 @@ impl Prober {
         Self::new(bytes.min(uncached_bytes()))
     }
 
-    /// The limits now, each what was kept up for 20 ms, the best of three turns. A pass of a model takes as long and longer,
-    /// and what a core does for a tenth of a millisecond while nothing disturbs it is no limit for that.
-    pub fn measure(&self, backend: &Backend) -> Limits {
+    /// Bytes read per second now; see [`measure`](Self::measure).
+    pub fn read(&self, backend: &Backend) -> f64 {
         let read = |pass: fn(&Backend, &[u8]) -> f64| {
             let begin = Instant::now();
             let mut bytes = 0;
@@ -71,12 +70,13 @@ impl Prober {
             }
             bytes as f64 / begin.elapsed().as_secs_f64()
         };
-        let best = |of: &dyn Fn() -> f64| (0..TURNS).map(|_| of()).fold(0.0, f64::max);
-        Limits {
-            read: best(&|| read(Backend::probe_read)).max(best(&|| read(read_streams))),
-            dots: best(&|| backend.probe_dots(LASTING)),
-            fmas: best(&|| backend.probe_fmas(LASTING)),
-        }
+        best(&|| read(Backend::probe_read)).max(best(&|| read(read_streams)))
+    }
+
+    /// The limits now, each what was kept up for 20 ms, the best of three turns. A pass of a model takes as long and longer,
+    /// and what a core does for a tenth of a millisecond while nothing disturbs it is no limit for that.
+    pub fn measure(&self, backend: &Backend) -> Limits {
+        Limits { read: self.read(backend), dots: best(&|| backend.probe_dots(LASTING)), fmas: best(&|| backend.probe_fmas(LASTING)) }
     }
 
     /// The limits now, from one sample each, beside work that takes `lasting`: arithmetic is measured for as long, up to
@@ -96,6 +96,11 @@ impl Prober {
             fmas: backend.probe_fmas(lasting),
         }
     }
+}
+
+/// The best of some turns.
+fn best(turn: &dyn Fn() -> f64) -> f64 {
+    (0..TURNS).map(|_| turn()).fold(0.0, f64::max)
 }
 
 /// Streams that a core reads at once.
