@@ -40,30 +40,12 @@ pub(crate) struct Choice {
     pub tokens: Vec<u32>,
     pub logprobs: Vec<TokenLogprob>,
     pub finish: Option<Finish>,
-    thinking: Option<Thinking>,
 }
 
 impl Choice {
     fn add(&mut self, said: Said) {
         self.reasoning.push_str(&said.reasoning);
         self.text.push_str(&said.content);
-    }
-
-    fn push(&mut self, text: &str) {
-        match &mut self.thinking {
-            None => self.text.push_str(text),
-            Some(thinking) => {
-                let said = thinking.push(text);
-                self.add(said);
-            }
-        }
-    }
-
-    /// Takes what is left when the choice has ended; gives the tokens of its thoughts.
-    fn finish(&mut self) -> usize {
-        let Some(mut thinking) = self.thinking.take() else { return 0 };
-        self.add(thinking.finish());
-        thinking.tokens()
     }
 }
 
@@ -134,20 +116,15 @@ pub(crate) async fn heard(app: &App, job: &mut Job, events: &Events) -> Heard {
 }
 
 impl Answer {
-    /// Waits for all of it. `thinking` divides each choice, if it has thoughts.
-    pub async fn collect(
-        app: &App,
-        mut job: Job,
-        prompt_tokens: &[usize],
-        n: usize,
-        thinking: &(dyn Fn() -> Option<Thinking> + Sync),
-    ) -> Result<Answer, ApiError> {
+    /// Waits for all of it. Each choice is divided as `thinking` says.
+    pub async fn collect(app: &App, mut job: Job, prompt_tokens: &[usize], n: usize, thinking: &Thinking) -> Result<Answer, ApiError> {
         let prompts = prompt_tokens.len();
         let mut answer = Answer {
-            choices: (0..prompts * n).map(|_| Choice { thinking: thinking(), ..Choice::default() }).collect(),
+            choices: (0..prompts * n).map(|_| Choice::default()).collect(),
             prompts: (0..prompts).map(|_| None).collect(),
             usage: Usage { prompt: prompt_tokens.iter().sum(), ..Usage::default() },
         };
+        let mut thinking = vec![thinking.clone(); prompts * n];
         while let Some((prompt, happened)) = next(app, &mut job).await? {
             match happened {
                 Happened::Prompt { cached_tokens, logprobs } => {
@@ -155,17 +132,18 @@ impl Answer {
                     answer.prompts[prompt] = logprobs;
                 }
                 Happened::Token { choice, token, text, logprob } => {
-                    let choice = &mut answer.choices[prompt * n + choice];
-                    choice.thinking.iter_mut().for_each(Thinking::count);
-                    choice.push(&text);
+                    let at = prompt * n + choice;
+                    let choice = &mut answer.choices[at];
+                    choice.add(thinking[at].token(&text));
                     choice.tokens.push(token);
                     choice.logprobs.extend(logprob);
                     answer.usage.completion += 1;
                 }
                 Happened::End { choice, text, reason, stop } => {
-                    let choice = &mut answer.choices[prompt * n + choice];
-                    choice.push(&text);
-                    answer.usage.reasoning += choice.finish();
+                    let at = prompt * n + choice;
+                    let choice = &mut answer.choices[at];
+                    choice.add(thinking[at].end(&text));
+                    answer.usage.reasoning += thinking[at].tokens();
                     choice.finish = Some(Finish::new(app, reason, stop));
                 }
                 Happened::Failed(e) => return Err(e.into()),

@@ -22,7 +22,7 @@ enum Place {
 }
 
 /// Divides an answer into thoughts and content while it comes. What comes out in all is the same however it was cut.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Thinking {
     place: Place,
     buffer: String,
@@ -39,9 +39,14 @@ impl Thinking {
         Self { place: if opened { Place::Inside } else { Place::Start }, buffer: String::new(), fresh: true, opened, tokens: 0 }
     }
 
-    /// Counts a token, before its text is fed.
-    pub fn count(&mut self) {
-        self.tokens += usize::from(self.place != Place::Content);
+    /// Of an answer that is all content.
+    pub fn none() -> Self {
+        Self { place: Place::Content, buffer: String::new(), fresh: false, opened: false, tokens: 0 }
+    }
+
+    /// Whether all that comes from now on is content.
+    pub fn is_over(&self) -> bool {
+        self.place == Place::Content
     }
 
     /// Tokens up to the end of the closing mark, if there are thoughts.
@@ -49,8 +54,24 @@ impl Thinking {
         if self.opened { self.tokens } else { 0 }
     }
 
-    /// Feeds text.
-    pub fn push(&mut self, text: &str) -> Said {
+    /// Feeds the text of a token.
+    pub fn token(&mut self, text: &str) -> Said {
+        self.tokens += usize::from(!self.is_over());
+        self.push(text)
+    }
+
+    /// Feeds the text behind the last token, with which the answer ends.
+    pub fn end(&mut self, text: &str) -> Said {
+        let mut said = self.push(text);
+        let rest = std::mem::take(&mut self.buffer);
+        match self.place {
+            Place::Inside => said.reasoning.push_str(rest.trim_end()),
+            Place::Start | Place::Content => said.content.push_str(&rest),
+        }
+        said
+    }
+
+    fn push(&mut self, text: &str) -> Said {
         self.buffer.push_str(text);
         let mut said = Said::default();
         if self.place == Place::Start {
@@ -86,15 +107,6 @@ impl Thinking {
             self.fresh = self.buffer.is_empty();
         }
     }
-
-    /// The rest of an answer that is over.
-    pub fn finish(&mut self) -> Said {
-        let rest = std::mem::take(&mut self.buffer);
-        match self.place {
-            Place::Inside => Said { reasoning: rest.trim_end().to_owned(), ..Said::default() },
-            Place::Start | Place::Content => Said { content: rest, ..Said::default() },
-        }
-    }
 }
 
 #[cfg(test)]
@@ -104,7 +116,10 @@ mod tests {
     fn divided(opened: bool, parts: &[&str]) -> (String, String) {
         let mut thinking = Thinking::new(opened);
         let mut all = Said::default();
-        for said in parts.iter().map(|p| thinking.push(p)).collect::<Vec<_>>().into_iter().chain([thinking.finish()]) {
+        let (last, before) = parts.split_last().unwrap();
+        let mut said: Vec<Said> = before.iter().map(|p| thinking.token(p)).collect();
+        said.push(thinking.end(last));
+        for said in said {
             all.reasoning.push_str(&said.reasoning);
             all.content.push_str(&said.content);
         }
@@ -128,7 +143,8 @@ mod tests {
         ] {
             let want = (reasoning.to_owned(), content.to_owned());
             assert_eq!(divided(opened, &[text]), want, "{text:?}");
-            let letters: Vec<String> = text.chars().map(String::from).collect();
+            assert_eq!(divided(opened, &[text, ""]), want, "{text:?} and nothing");
+            let letters: Vec<String> = text.chars().map(String::from).chain([String::new()]).collect();
             assert_eq!(divided(opened, &letters.iter().map(String::as_str).collect::<Vec<_>>()), want, "{text:?} by letters");
             for at in 0..text.len() {
                 assert_eq!(divided(opened, &[&text[..at], &text[at..]]), want, "{text:?} cut at {at}");
@@ -140,10 +156,7 @@ mod tests {
     fn tokens_of_thoughts_are_counted_to_the_closing_mark() {
         let count = |opened, parts: &[&str]| {
             let mut thinking = Thinking::new(opened);
-            for part in parts {
-                thinking.count();
-                thinking.push(part);
-            }
+            parts.iter().for_each(|p| drop(thinking.token(p)));
             thinking.tokens()
         };
         assert_eq!(count(false, &["<think>", "\n", "a", "</", "think>", "\n\n", "yes"]), 5);
@@ -151,5 +164,8 @@ mod tests {
         assert_eq!(count(true, &["a", "b"]), 2);
         assert_eq!(count(false, &[" ", "<", "yes", "no"]), 0);
         assert_eq!(count(false, &["<thi"]), 0);
+        let mut none = Thinking::none();
+        let content = |content: &str| Said { content: content.into(), ..Said::default() };
+        assert_eq!((none.token(" <think>a"), none.end("</think> "), none.tokens()), (content(" <think>a"), content("</think> "), 0));
     }
 }

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 const PATH: &str = "/v1/chat/completions";
 
 /// Opens the thoughts in the prompt, if they are not switched off, and leaves those of earlier answers out.
-const TEMPLATE: &str = "{% for m in messages %}{{ m.content.split('</think>')[-1] if m.role == 'user' else m.content }}\n{% endfor %}\
+const TEMPLATE: &str = "{% for m in messages %}{{ m.content if loop.last else m.content.split('</think>')[-1] }}\n{% endfor %}\
     {% if add_generation_prompt and (enable_thinking is not defined or enable_thinking) %}<think>\n{% endif %}";
 
 fn thinking() -> &'static Running {

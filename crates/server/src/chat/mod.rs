@@ -97,7 +97,7 @@ async fn answer(app: Arc<App>, request: Request<Body>, record: &Record) -> Resul
 async fn whole(app: &Arc<App>, chat: &ChatRequest, submission: Submission, head: &Head, record: &Record) -> Result<Value, ApiError> {
     let prompt = submission.prompt.clone();
     let job = app.worker.submit(vec![submission]).await?;
-    let answer = Answer::collect(app, job, &[prompt.len()], chat.params.n, &|| chat.thinking()).await?;
+    let answer = Answer::collect(app, job, &[prompt.len()], chat.params.n, &chat.thinking).await?;
     record.completion(answer.usage.completion);
     let choices: Vec<Value> = answer.choices.iter().enumerate().map(|(i, c)| choice(app, chat, i, c)).collect();
     let mut out = head.object("chat.completion");

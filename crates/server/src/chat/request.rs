@@ -42,8 +42,8 @@ pub(crate) struct ChatRequest {
     pub generation_prompt: bool,
     /// The last message is the beginning of the answer.
     pub continued: bool,
-    /// Where the answer begins, once the prompt is known: in the middle of thoughts, or before any; with neither there are none.
-    thoughts: Option<bool>,
+    /// What divides the answer into thoughts and content, once the prompt is known.
+    pub thinking: Thinking,
     pub special_tokens: bool,
     pub kwargs: Map<String, Value>,
     /// Fields that nobody knows.
@@ -81,7 +81,7 @@ impl ChatRequest {
             max_tokens: max_tokens(&f)?,
             generation_prompt,
             continued,
-            thoughts: None,
+            thinking: Thinking::none(),
             special_tokens: f.flag("add_special_tokens")?,
             kwargs: f.object("chat_template_kwargs")?.cloned().unwrap_or_default(),
             unknown,
@@ -121,7 +121,7 @@ impl ChatRequest {
     /// What the engine is asked for.
     pub fn submission(&mut self, app: &App) -> Result<Submission, ApiError> {
         let text = self.rendered(app)?;
-        self.thoughts = self.thoughts(app, &text);
+        self.thinking = self.thinking(app, &text);
         let prompt = self.params.cut(app.encode(&text, self.special_tokens, "messages")?);
         let room = Params::room(app, prompt.len(), self.max_tokens, "messages")?;
         let mut submission = self.params.submission(app, prompt, room, self.logprobs, 0)?;
@@ -132,22 +132,15 @@ impl ChatRequest {
         Ok(submission)
     }
 
-    /// Whether the answer to this prompt begins inside of thoughts; nothing if it has none.
-    fn thoughts(&self, app: &App, prompt: &str) -> Option<bool> {
-        // an answer that is held to a form is all content
-        if !app.config.reasoning || !app.templates.thinks || self.params.form.is_some() {
-            return None;
-        }
-        if !self.continued {
-            return Some(prompt.trim_end().ends_with(OPEN));
-        }
+    /// What divides the answer to this prompt.
+    fn thinking(&self, app: &App, prompt: &str) -> Thinking {
         let begun = self.messages.last().and_then(|m| m["content"].as_str()).unwrap_or_default();
-        (begun.rfind(OPEN) > begun.rfind(CLOSE)).then_some(true)
-    }
-
-    /// What divides the answer into thoughts and content.
-    pub fn thinking(&self) -> Option<Thinking> {
-        self.thoughts.map(Thinking::new)
+        // an answer that is held to a form is all content, and so is one whose thoughts are over
+        let off = !app.config.reasoning || !app.templates.thinks || self.params.form.is_some();
+        if off || (self.continued && begun.rfind(OPEN) <= begun.rfind(CLOSE)) {
+            return Thinking::none();
+        }
+        Thinking::new(self.continued || prompt.trim_end().ends_with(OPEN))
     }
 
     /// What reads calls from the answer.

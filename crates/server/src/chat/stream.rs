@@ -4,14 +4,14 @@ use super::{ChatRequest, call_json, content_logprobs};
 use crate::answer::Finish;
 use crate::app::App;
 use crate::chunks::Chunks;
-use crate::reasoning::{Said, Thinking};
+use crate::reasoning::Thinking;
 use crate::tools::{Parser, Piece};
 use billfish_engine::Happened;
 use serde_json::{Value, json};
 
 /// One choice.
 struct State {
-    thinking: Option<Thinking>,
+    thinking: Thinking,
     parser: Option<Parser>,
     /// Calls so far.
     calls: usize,
@@ -26,22 +26,14 @@ pub(super) struct Deltas {
 
 impl Deltas {
     pub fn new(app: &App, chat: &ChatRequest, prompt: &[u32]) -> Deltas {
-        let choices = (0..chat.params.n).map(|_| State { thinking: chat.thinking(), parser: chat.parser(app), calls: 0 }).collect();
+        let choices = (0..chat.params.n).map(|_| State { thinking: chat.thinking.clone(), parser: chat.parser(app), calls: 0 }).collect();
         Deltas { ids: chat.params.return_token_ids.then(|| prompt.to_vec()), choices }
     }
 
     /// What new text adds to a choice.
     fn deltas(&mut self, choice: usize, text: &str, last: bool) -> Vec<Value> {
         let state = &mut self.choices[choice];
-        let mut said = match &mut state.thinking {
-            None => Said { content: text.to_owned(), ..Said::default() },
-            Some(thinking) => thinking.push(text),
-        };
-        if let Some(thinking) = state.thinking.as_mut().filter(|_| last) {
-            let rest = thinking.finish();
-            said.reasoning.push_str(&rest.reasoning);
-            said.content.push_str(&rest.content);
-        }
+        let said = if last { state.thinking.end(text) } else { state.thinking.token(text) };
         let thought = (!said.reasoning.is_empty()).then(|| json!({"reasoning_content": said.reasoning, "reasoning": said.reasoning}));
         let pieces = match &mut state.parser {
             None if said.content.is_empty() => vec![],
@@ -84,7 +76,6 @@ impl Chunks for Deltas {
     fn event(&mut self, app: &App, _: usize, happened: Happened) -> Vec<Value> {
         match happened {
             Happened::Token { choice, token, text, logprob } => {
-                self.choices[choice].thinking.iter_mut().for_each(Thinking::count);
                 let mut deltas = self.deltas(choice, &text, false);
                 if deltas.is_empty() && (self.ids.is_some() || logprob.is_some()) {
                     deltas.push(json!({"content": ""}));
@@ -114,7 +105,7 @@ impl Chunks for Deltas {
     }
 
     fn reasoning(&self) -> usize {
-        self.choices.iter().filter_map(|c| c.thinking.as_ref()).map(Thinking::tokens).sum()
+        self.choices.iter().map(|c| c.thinking.tokens()).sum()
     }
 }
 

@@ -11,6 +11,7 @@ use crate::app::{App, blocking};
 use crate::chat::{Head, with_unknown};
 use crate::error::ApiError;
 use crate::logprobs::{self, TextLogprobs};
+use crate::reasoning::Thinking;
 use crate::record::Record;
 use crate::{body, chunks};
 use axum::body::Body;
@@ -57,7 +58,7 @@ async fn whole(
     let job = app.worker.submit(submissions).await?;
     let lengths: Vec<usize> = request.prompts.iter().map(|p| p.tokens.len()).collect();
     let n = request.params.n;
-    let answer = Answer::collect(app, job, &lengths, n, &|| None).await?;
+    let answer = Answer::collect(app, job, &lengths, n, &Thinking::none()).await?;
     record.completion(answer.usage.completion);
     let one = |(i, c): (usize, &Choice)| choice(app, request, i, c, answer.prompts[i / n].as_deref());
     let choices: Vec<Value> = answer.choices.iter().enumerate().map(one).collect();

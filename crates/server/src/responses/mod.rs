@@ -38,7 +38,7 @@ async fn answer(app: Arc<App>, request: Request<Body>, record: &Record) -> Resul
     let unknown = request.unknown.clone();
     let head = Head::new(&app, &request);
     let response = match request.stream {
-        true => stream::start(app, submission, request.chat.thinking(), head, record.clone()).await?,
+        true => stream::start(app, submission, request.chat.thinking, head, record.clone()).await?,
         false => Json(whole(&app, &request, submission, &head, record).await?).into_response(),
     };
     Ok(with_unknown(response, &unknown))
@@ -47,7 +47,7 @@ async fn answer(app: Arc<App>, request: Request<Body>, record: &Record) -> Resul
 async fn whole(app: &Arc<App>, request: &ResponseRequest, submission: Submission, head: &Head, record: &Record) -> Result<Value, ApiError> {
     let prompt = submission.prompt.len();
     let job = app.worker.submit(vec![submission]).await?;
-    let answer = Answer::collect(app, job, &[prompt], 1, &|| request.chat.thinking()).await?;
+    let answer = Answer::collect(app, job, &[prompt], 1, &request.chat.thinking).await?;
     record.completion(answer.usage.completion);
     let choice = &answer.choices[0];
     let cut = choice.finish.as_ref().is_some_and(|f| f.reason == "length");
@@ -138,12 +138,11 @@ impl Head {
     /// What is written.
     fn item(&self, kind: Kind, status: &str, text: Option<&str>) -> Value {
         let content: Vec<Value> = text.iter().map(|t| kind.part(t)).collect();
-        let mut item = json!({"type": "message", "id": self.id_of(kind), "status": status, "role": "assistant", "content": content});
-        if let (Kind::Reasoning, Value::Object(item)) = (kind, &mut item) {
-            item.remove("role");
-            item.extend([("type".into(), "reasoning".into()), ("summary".into(), json!([]))]);
+        let id = self.id_of(kind);
+        match kind {
+            Kind::Reasoning => json!({"type": "reasoning", "id": id, "status": status, "summary": [], "content": content}),
+            Kind::Message => json!({"type": "message", "id": id, "status": status, "role": "assistant", "content": content}),
         }
-        item
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Head, Kind, Progress};
 use crate::answer::{Heard, Usage, heard};
 use crate::app::App;
 use crate::error::ApiError;
-use crate::reasoning::{Said, Thinking};
+use crate::reasoning::Thinking;
 use crate::record::Record;
 use crate::sse::{self, Events, Gone};
 use crate::worker::Job;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub(super) async fn start(
     app: Arc<App>,
     submission: Submission,
-    thinking: Option<Thinking>,
+    thinking: Thinking,
     head: Head,
     record: Record,
 ) -> Result<Response, ApiError> {
@@ -34,7 +34,7 @@ struct Writer {
     events: Events,
     head: Head,
     usage: Usage,
-    thinking: Option<Thinking>,
+    thinking: Thinking,
     /// What was written so far. The last one is being written.
     items: Vec<(Kind, String)>,
     cut: bool,
@@ -66,7 +66,7 @@ impl Writer {
             let response = self.head.response(Progress::Running);
             self.send(name, json!({"response": response})).await?;
         }
-        if self.thinking.is_none() {
+        if self.thinking.is_over() {
             self.begin(Kind::Message).await?;
         }
         loop {
@@ -79,11 +79,6 @@ impl Writer {
                 }
                 Heard::Event((_, happened)) => self.event(happened).await?,
             }
-        }
-        if let Some(mut thinking) = self.thinking.take() {
-            let said = thinking.finish();
-            self.said(said).await?;
-            self.usage.reasoning = thinking.tokens();
         }
         // there is a message, if only an empty one
         self.text(Kind::Message, "").await?;
@@ -123,30 +118,22 @@ impl Writer {
     }
 
     async fn event(&mut self, happened: Happened) -> Result<(), Gone> {
-        let text = match happened {
+        let said = match happened {
             Happened::Prompt { cached_tokens, .. } => {
                 self.usage.cached = cached_tokens;
                 return Ok(());
             }
             Happened::Token { text, .. } => {
                 self.usage.completion += 1;
-                self.thinking.iter_mut().for_each(Thinking::count);
-                text
+                self.thinking.token(&text)
             }
             Happened::End { text, reason, .. } => {
                 self.cut = reason == FinishReason::Length;
-                text
+                self.thinking.end(&text)
             }
             Happened::Failed(_) => return Ok(()),
         };
-        let said = match &mut self.thinking {
-            None => Said { content: text, ..Said::default() },
-            Some(thinking) => thinking.push(&text),
-        };
-        self.said(said).await
-    }
-
-    async fn said(&mut self, said: Said) -> Result<(), Gone> {
+        self.usage.reasoning = self.thinking.tokens();
         for (kind, text) in [(Kind::Reasoning, said.reasoning), (Kind::Message, said.content)] {
             if !text.is_empty() {
                 self.text(kind, &text).await?;
