@@ -59,6 +59,11 @@ impl<const VNNI: bool> Vector for Ymm<VNNI> {
         pair(a, b, |x, y| unsafe { _mm256_add_epi32(x, y) })
     }
     #[inline(always)]
+    unsafe fn sub_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        pair(a, b, |x, y| unsafe { _mm256_sub_epi32(x, y) })
+    }
+    #[inline(always)]
     unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: see above.
         pair(a, b, |x, y| unsafe { _mm256_mullo_epi32(x, y) })

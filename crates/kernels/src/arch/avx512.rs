@@ -43,6 +43,11 @@ impl Vector for Avx512 {
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
+    unsafe fn sub_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
     unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: see above.
         unsafe { _mm512_mullo_epi32(a, b) }

@@ -106,6 +106,11 @@ impl<const DOT: bool> Vector for Quads<DOT> {
         unsafe { zip(a, b, |a, b| vaddq_s32(a, b)) }
     }
     #[inline(always)]
+    unsafe fn sub_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { zip(a, b, |a, b| vsubq_s32(a, b)) }
+    }
+    #[inline(always)]
     unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: see above.
         unsafe { zip(a, b, |a, b| vmulq_s32(a, b)) }

@@ -52,6 +52,10 @@ impl Vector for Scalar {
         zip(a, b, i32::wrapping_add)
     }
     #[inline(always)]
+    unsafe fn sub_i(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, i32::wrapping_sub)
+    }
+    #[inline(always)]
     unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I {
         zip(a, b, i32::wrapping_mul)
     }

@@ -55,6 +55,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn splat_i(v: i32) -> Self::I;
     /// Wrapping sum.
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
+    /// `a - b`, wrapping.
+    unsafe fn sub_i(a: Self::I, b: Self::I) -> Self::I;
     /// Low 32 bits of the product.
     unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I;
     /// Wrapping difference of each byte.

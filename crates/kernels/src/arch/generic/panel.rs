@@ -116,17 +116,68 @@ pub(crate) unsafe fn load<V: Vector, const BITS: u32>(p: *const u8) -> [V::I; 3]
     }
 }
 
-/// `-z * sum` for the sixteen columns of vector `v`.
+/// Zero points of the sixteen columns of vector `v`.
 #[inline(always)]
-pub(crate) unsafe fn zero_term<V: Vector>(a: &TileArgs, head: *const u8, v: usize, sum: i32) -> V::I {
+unsafe fn zeros<V: Vector>(a: &TileArgs, head: *const u8, v: usize) -> V::I {
     // SAFETY: a head holds 64 scales, then 64 zero points of the stated kind.
     unsafe {
         let zeros = head.add(PANEL * a.scale.bytes());
-        let minus = V::splat_i(sum.wrapping_neg());
         match a.zero {
-            ZeroKind::Midpoint(z) => V::splat_i(sum.wrapping_mul(i32::from(z)).wrapping_neg()),
-            ZeroKind::U8 => V::mul_i(V::load_u8(zeros.add(16 * v)), minus),
-            ZeroKind::U16 => V::mul_i(V::load_u16(zeros.add(32 * v)), minus),
+            ZeroKind::Midpoint(z) => V::splat_i(i32::from(z)),
+            ZeroKind::U8 => V::load_u8(zeros.add(16 * v)),
+            ZeroKind::U16 => V::load_u16(zeros.add(32 * v)),
+        }
+    }
+}
+
+/// `-z * sum` for the sixteen columns of vector `v`.
+#[inline(always)]
+pub(crate) unsafe fn zero_term<V: Vector>(a: &TileArgs, head: *const u8, v: usize, sum: i32) -> V::I {
+    // SAFETY: as above.
+    unsafe {
+        match a.zero {
+            ZeroKind::Midpoint(_) => V::splat_i(weighed(a, sum)),
+            _ => V::mul_i(zeros::<V>(a, head, v), V::splat_i(sum.wrapping_neg())),
+        }
+    }
+}
+
+/// What [`take_off`] needs of a row: `-z * sum` where all columns have the same zero point, else the sum.
+#[inline(always)]
+fn weighed(a: &TileArgs, sum: i32) -> i32 {
+    match a.zero {
+        ZeroKind::Midpoint(z) => sum.wrapping_mul(i32::from(z)).wrapping_neg(),
+        _ => sum,
+    }
+}
+
+/// Takes the zero points off the sums of `NV` vectors from `v0` on, `weighed` being that of each row. One kind is added and
+/// the others are subtracted: of two sums the compiler would make one, of a number that it chooses before and keeps in memory
+/// (int8, 12 rows: 0.97 times as fast).
+///
+/// # Safety
+/// As [`zero_term`]; `weighed` holds `MR` numbers.
+#[inline(always)]
+unsafe fn take_off<V: Vector, const MR: usize, const NV: usize>(
+    a: &TileArgs,
+    head: *const u8,
+    v0: usize,
+    weighed: *const i32,
+    acc: &mut [[[V::I; NV]; 1]; MR],
+) {
+    // SAFETY: by the contract above.
+    unsafe {
+        // or the compiler would broadcast those of all rows before the columns, and keep them in memory
+        let weighed = opaque(weighed);
+        for r in 0..MR {
+            let row = V::splat_i(*weighed.add(r));
+            for v in 0..NV {
+                let acc = &mut acc[r][0][v];
+                *acc = match a.zero {
+                    ZeroKind::Midpoint(_) => V::add_i(*acc, row),
+                    _ => V::sub_i(*acc, V::mul_i(zeros::<V>(a, head, v0 + v), row)),
+                };
+            }
         }
     }
 }
@@ -328,6 +379,14 @@ pub(crate) unsafe fn tile<
             for t in 0..TILES {
                 let x = a.x.add(t * tile_x + block.x_quads * P * MR);
                 let sum = |kind: usize, r: usize| *a.x_sums.add(((t * count + b) * sum_kinds + kind) * MR + r);
+                let mut weighed_sums = [[0; MR]; 2];
+                if SEQ {
+                    for kind in 0..sum_kinds {
+                        for r in 0..MR {
+                            weighed_sums[kind][r] = weighed(a, sum(kind, r));
+                        }
+                    }
+                }
                 let out = a.out.add(t * MR * PANEL);
                 let (to, stride) =
                     if last && a.target.direct { (a.target.first.add(t * MR * a.target.stride), a.target.stride) } else { (out, PANEL) };
@@ -337,19 +396,17 @@ pub(crate) unsafe fn tile<
                         let mut acc = [[[V::splat_i(0); NV]; 1]; MR];
                         for p in (0..P).rev() {
                             if P == 3 && p == 1 {
+                                take_off::<V, MR, NV>(a, head, v0, weighed_sums[1].as_ptr(), &mut acc);
                                 for r in 0..MR {
                                     for v in 0..NV {
                                         d[r][v] = V::to_f(acc[r][0][v]);
                                         acc[r][0][v] = V::splat_i(0);
                                     }
                                 }
-                            }
-                            if p == 0 || (P == 3 && p == 2) {
-                                let kind = usize::from(p == 2);
+                            } else if p + 1 < P {
                                 for r in 0..MR {
                                     for v in 0..NV {
-                                        let shifted = V::shl_i::<8>(acc[r][0][v]);
-                                        acc[r][0][v] = V::add_i(shifted, zero_term::<V>(a, head, v0 + v, sum(kind, r)));
+                                        acc[r][0][v] = V::shl_i::<8>(acc[r][0][v]);
                                     }
                                 }
                             }
@@ -380,6 +437,8 @@ pub(crate) unsafe fn tile<
                                 xq = xq.add(quads(BITS) * MR);
                             }
                         }
+                        // last: sums that begin with it, and not with 0, would wait for it (int8, 12 rows: 0.97 times as fast)
+                        take_off::<V, MR, NV>(a, head, v0, weighed_sums[0].as_ptr(), &mut acc);
                         for r in 0..MR {
                             for v in 0..NV {
                                 let low = V::to_f(acc[r][0][v]);
