@@ -2,6 +2,7 @@
 
 use crate::arch::generic::{DigitOrder, QuantizeArgs};
 use crate::arch::{Kernels, band_rows};
+use crate::floats::Floats;
 use crate::pack::{BlockAt, PackedMatrix, STEP};
 use crate::threads::Pool;
 use billfish_tensor::ActivationScale;
@@ -206,7 +207,7 @@ pub(crate) struct QuantizedInput {
     scales: Vec<f32>,
     sums: Vec<i32>,
     /// Room for a row of each tile, for inputs that have to be made whole.
-    rows: Vec<f32>,
+    rows: Floats,
 }
 
 impl QuantizedInput {
@@ -288,7 +289,7 @@ impl QuantizedInput {
         assert!(permutation.is_none_or(|p| p.len() == k), "a permutation has K entries");
         // where a block may want any value of its row, or its scale, the row cannot be taken in pieces
         let in_pieces = permutation.is_none() && (self.planes > 1 || weight.activation_scale == ActivationScale::Block);
-        grow(&mut self.rows, if in_pieces { 0 } else { tiles.len() * k });
+        self.rows.room(if in_pieces { 0 } else { tiles.len() * k });
         let (digits, scales, sums) = (Out(self.digits.as_mut_ptr()), Out(self.scales.as_mut_ptr()), Out(self.sums.as_mut_ptr()));
         let rows = Out(self.rows.as_mut_ptr());
         let order = self.order;

@@ -10,6 +10,7 @@ use crate::activations::{Out, Tile, add_tiles, grow};
 use crate::arch::generic::AttendArgs;
 use crate::arch::generic::attention::{LOWEST, MAX_ROWS, PAGE};
 use crate::backend::Backend;
+use crate::floats::Floats;
 use crate::kv::{BLOCK, Halves, KvPool, KvScales, KvShape, KvTable, Target, touched};
 use std::ops::Range;
 
@@ -53,9 +54,9 @@ pub struct AttentionScratch {
     units: Vec<Unit>,
     pieces: Vec<Piece>,
     /// Queries of each piece of work, `[head_dim][rows]`.
-    queries: Vec<f32>,
+    queries: Floats,
     stats: Vec<[f32; 2]>,
-    outs: Vec<f32>,
+    outs: Floats,
 }
 
 /// Addresses of blocks of every sequence: of all, and in half precision of those that its query tokens lie in.
@@ -375,9 +376,9 @@ impl Backend {
         }
         // room for a tile and its queries for each piece, twice where a piece joins what it finds
         let rooms = if apart { most } else { 2 * most };
-        grow(gathered, rooms * MAX_ROWS * head_dim);
+        gathered.room(rooms * MAX_ROWS * head_dim);
         grow(stats, rooms * MAX_ROWS);
-        grow(outs, rooms * MAX_ROWS * padded);
+        outs.room(rooms * MAX_ROWS * padded);
         let (q_room, stat_room, out_room) = (Out(gathered.as_mut_ptr()), Out(stats.as_mut_ptr()), Out(outs.as_mut_ptr()));
         // room `i` is a part of each buffer, which were sized just above
         let query_of = |i: usize, t: &Tile| {

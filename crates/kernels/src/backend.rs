@@ -1,11 +1,12 @@
 //! A backend: one instruction set and one pool of threads, and the operations a network is made of.
 
-use crate::activations::{Activations, Cut, Input, Out, QuantizedInput, Tile, grow, tiles};
+use crate::activations::{Activations, Cut, Input, Out, QuantizedInput, Tile, tiles};
 use crate::aligned::Lines;
 use crate::arch::generic::dense::Element;
 use crate::arch::generic::{self, DenseArgs, DigitOrder, Target, TileArgs};
 use crate::arch::{self, BAND_TILES, Kernels, RoundedFor, TileFn, band_rows, processor};
 use crate::dense::PackedDense;
+use crate::floats::Floats;
 use crate::pack::{PANEL, PackedMatrix};
 use crate::threads::Pool;
 use crate::{Isa, KernelError};
@@ -95,7 +96,7 @@ impl<'a> Product<'a> {
 #[derive(Default)]
 pub struct MatmulScratch {
     /// The input as floats, where a dense weight asks for it.
-    whole: Vec<f32>,
+    whole: Floats,
     inputs: Vec<QuantizedInput>,
     tiles: Vec<Tile>,
     chunks: Vec<Chunk>,
@@ -419,15 +420,14 @@ impl Backend {
     /// each stand its rounded pairs, where weights may take those.
     pub(crate) fn floats(
         &self,
-        room: &mut Vec<f32>,
+        room: &mut Floats,
         rows: usize,
         k: usize,
         activations: Activations,
         fill: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
         let (stride, pairs) = dense_stride(k, activations);
-        grow(room, rows * stride);
-        self.rows(&mut room[..rows * stride], stride, &|i, row| {
+        self.rows(room.room(rows * stride), stride, &|i, row| {
             let (row, rounded) = row.split_at_mut(pairs);
             fill(i, &mut row[..k]);
             if activations == Activations::Int8 {

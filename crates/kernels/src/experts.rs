@@ -1,10 +1,10 @@
 //! The fused block of a mixture of experts: tokens grouped by expert, each token made integers once, gate and up of all
 //! active experts in one region of the pool, down of all of them in another, and a weighted sum in a fixed order.
 
-use crate::activations::{Activations, Cut, Input, Out, QuantizedInput, Tile, add_tiles, grow};
+use crate::activations::{Activations, Cut, Input, Out, QuantizedInput, Tile, add_tiles};
 use crate::arch::generic::DigitOrder;
 use crate::backend::{Chunk, Place};
-use crate::{Backend, Choice, KernelError, PackedMatrix, Weight};
+use crate::{Backend, Choice, Floats, KernelError, PackedMatrix, Weight};
 
 /// One expert: `down(silu(gate(x)) * up(x))`.
 pub struct Expert {
@@ -193,14 +193,14 @@ pub struct ExpertScratch {
     weights: Vec<f32>,
     /// The sorted rows of each token, ascending; those of experts that are not here come last, as [`NOWHERE`].
     rows: Vec<u32>,
-    floats: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    down: Vec<f32>,
-    shared_floats: Vec<f32>,
-    shared_gate: Vec<f32>,
-    shared_up: Vec<f32>,
-    shared_down: Vec<f32>,
+    floats: Floats,
+    gate: Floats,
+    up: Floats,
+    down: Floats,
+    shared_floats: Floats,
+    shared_gate: Floats,
+    shared_up: Floats,
+    shared_down: Floats,
 }
 
 const NOWHERE: u32 = u32::MAX;
@@ -335,10 +335,10 @@ impl Backend {
                 Input::Rows(x).make(self.kernels, tokens[i] as usize, row)
             });
         }
-        grow(&mut scratch.gate, total * width);
-        grow(&mut scratch.up, total * width);
-        grow(&mut scratch.shared_gate, m * shared_width);
-        grow(&mut scratch.shared_up, m * shared_width);
+        scratch.gate.room(total * width);
+        scratch.up.room(total * width);
+        scratch.shared_gate.room(m * shared_width);
+        scratch.shared_up.room(m * shared_width);
         // SAFETY (of the writes of `run`): rows of a segment lie in the buffers just sized, which no other segment writes.
         let outs = [&mut scratch.gate, &mut scratch.up].map(|v| Out(v.as_mut_ptr()));
         let shared_outs = [&mut scratch.shared_gate, &mut scratch.shared_up].map(|v| Out(v.as_mut_ptr()));
@@ -412,8 +412,8 @@ impl Backend {
             let bytes = s.expert.down.bytes();
             self.cut(chunks, Chunk { product: routed, input, panels: (0, 0), tiles }, &s.expert.down, all, activations, bytes);
         }
-        grow(&mut scratch.down, total * hidden);
-        grow(&mut scratch.shared_down, if shared.is_some() { m * hidden } else { 0 });
+        scratch.down.room(total * hidden);
+        scratch.shared_down.room(if shared.is_some() { m * hidden } else { 0 });
         // SAFETY (of the writes of `run`): as in the first half.
         let (out, shared_out) = (Out(scratch.down.as_mut_ptr()), Out(scratch.shared_down.as_mut_ptr()));
         let segments = &scratch.segments;

@@ -10,7 +10,8 @@ use crate::rope::Angles;
 use crate::sequence::{Cache, RESERVED_AHEAD, Sequence};
 use crate::{DecoderConfig, ModelError};
 use billfish_kernels::{
-    Activations, Asking, AttentionScratch, Backend, Input, KvPool, KvScales, KvShape, MatmulScratch, PackedDense, Product, Table, Weight,
+    Activations, Asking, AttentionScratch, Backend, Floats, Input, KvPool, KvScales, KvShape, MatmulScratch, PackedDense, Product, Table,
+    Weight,
 };
 use billfish_tensor::ActivationScale;
 use std::sync::Arc;
@@ -85,17 +86,17 @@ pub struct Scratch {
     pub(crate) matmul: MatmulScratch,
     pub(crate) attention: AttentionScratch,
     pub(crate) angles: Angles,
-    pub(crate) residual: Vec<f32>,
-    pub(crate) normed: Vec<f32>,
-    pub(crate) query: Vec<f32>,
-    pub(crate) key: Vec<f32>,
-    pub(crate) value: Vec<f32>,
-    pub(crate) mixed: Vec<f32>,
-    pub(crate) gate: Vec<f32>,
-    pub(crate) up: Vec<f32>,
-    pub(crate) output: Vec<f32>,
+    pub(crate) residual: Floats,
+    pub(crate) normed: Floats,
+    pub(crate) query: Floats,
+    pub(crate) key: Floats,
+    pub(crate) value: Floats,
+    pub(crate) mixed: Floats,
+    pub(crate) gate: Floats,
+    pub(crate) up: Floats,
+    pub(crate) output: Floats,
     pub(crate) moe: MoeScratch,
-    pub(crate) logits: Vec<f32>,
+    pub(crate) logits: Floats,
     pub(crate) given: Vec<Given>,
 }
 
@@ -105,14 +106,6 @@ impl Scratch {
     pub fn expert_usage(&self) -> &[u64] {
         self.moe.usage()
     }
-}
-
-/// The first `len` elements of a buffer, grown if need be.
-pub(crate) fn room(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if v.len() < len {
-        v.resize(len, 0.0);
-    }
-    &mut v[..len]
 }
 
 impl Model {
@@ -287,7 +280,7 @@ impl Model {
 
         let Scratch { matmul, residual, logits, given, .. } = scratch;
         let rows = batch::count(given);
-        let logits = room(logits, rows * c.vocab_size);
+        let logits = logits.room(rows * c.vocab_size);
         if rows > 0 {
             let input = Input::Normed { rows: &residual[..rows * c.hidden_size], weight: &self.norm, eps: c.rms_norm_eps };
             self.backend.matmul(matmul, input, rows, self.options.activations, &mut [Product::new(self.vocabulary.head(), logits)]);

@@ -1,8 +1,9 @@
 //! What follows the attention in a layer: one MLP, or a mixture of experts.
 
 use crate::MoeConfig;
-use crate::decoder::room;
-use billfish_kernels::{Activations, Backend, Choice, Expert, ExpertScratch, Experts, Input, MatmulScratch, Product, Shared, Weight};
+use billfish_kernels::{
+    Activations, Backend, Choice, Expert, ExpertScratch, Experts, Floats, Input, MatmulScratch, Product, Shared, Weight,
+};
 
 /// The first half of an MLP.
 pub(crate) enum GateUp {
@@ -48,8 +49,8 @@ pub(crate) struct Moe {
 #[derive(Default)]
 pub(crate) struct MoeScratch {
     experts: ExpertScratch,
-    logits: Vec<f32>,
-    shared: Vec<f32>,
+    logits: Floats,
+    shared: Floats,
     choices: Vec<Choice>,
     usage: Vec<u64>,
 }
@@ -73,10 +74,10 @@ impl Moe {
         // which experts a token goes to is not to hang by eight bits, and costs next to nothing
         let activations = if activations == Activations::Int8 { Activations::Exact } else { activations };
         let MoeScratch { logits, shared, choices, .. } = scratch;
-        let logits = room(logits, m * routing.experts);
+        let logits = logits.room(m * routing.experts);
         match self.shared_gate() {
             Some(gate) => {
-                let weights = room(shared, m);
+                let weights = shared.room(m);
                 let products = &mut [Product::new(&self.router, logits), Product::new(gate, weights)];
                 backend.matmul(matmul, Input::Rows(x), m, activations, products);
                 backend.sigmoid(weights);

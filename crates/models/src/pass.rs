@@ -1,6 +1,6 @@
 //! One layer of a pass, in the four steps between which a quantizer looks at what the linear modules see.
 
-use crate::decoder::{Layer, Scratch, room};
+use crate::decoder::{Layer, Scratch};
 use crate::feed_forward::{FeedForward, GateUp, Mlp};
 use crate::{DecoderConfig, batch};
 use billfish_kernels::{Activations, Asking, AttentionRule, Backend, Input, KvPool, Product, Weight};
@@ -30,13 +30,13 @@ impl Pass<'_> {
         let (c, m) = (self.config, self.m);
         let (hidden, width) = (m * c.hidden_size, m * self.width());
         for buffer in [&mut s.residual, &mut s.normed, &mut s.output] {
-            room(buffer, hidden);
+            buffer.room(hidden);
         }
         for (buffer, heads) in [(&mut s.query, c.heads), (&mut s.key, c.kv_heads), (&mut s.value, c.kv_heads), (&mut s.mixed, c.heads)] {
-            room(buffer, m * heads * c.head_dim);
+            buffer.room(m * heads * c.head_dim);
         }
-        room(&mut s.gate, if c.architecture.fused_gate_up { 0 } else { width });
-        room(&mut s.up, if c.architecture.fused_gate_up { 2 * width } else { width });
+        s.gate.room(if c.architecture.fused_gate_up { 0 } else { width });
+        s.up.room(if c.architecture.fused_gate_up { 2 * width } else { width });
     }
 
     /// Width of the MLP, 0 if every layer has experts.

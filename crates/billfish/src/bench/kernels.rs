@@ -3,7 +3,7 @@
 use super::check::{Mismatch, check};
 use super::limits::{Limits, Prober, Work, uncached_bytes};
 use super::statistics::{median, percentile};
-use billfish_kernels::{Activations, Backend, Input, MatmulScratch, PackedMatrix, Product, Weight};
+use billfish_kernels::{Activations, Backend, Floats, Input, MatmulScratch, PackedMatrix, Product, Weight};
 use billfish_tensor::{Codes, Groups, Packing, QuantMatrix, ScaleValues, TensorError, Zeros};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -167,13 +167,15 @@ impl KernelBench {
         repetitions: usize,
     ) -> Result<KernelTimes, KernelError> {
         let (k, n) = (self.matrix.in_features(), self.matrix.out_features());
-        let x: Vec<f32> = (0..rows * k).map(|i| ((i * 7919) % 1000) as f32 * 1e-3 - 0.5).collect();
-        let mut y = vec![0.0; rows * n];
+        // as a model's rows lie
+        let (mut x, mut y) = (Floats::default(), Floats::default());
+        let (x, y) = (x.room(rows * k), y.room(rows * n));
+        x.iter_mut().enumerate().for_each(|(i, x)| *x = ((i * 7919) % 1000) as f32 * 1e-3 - 0.5);
         let mut scratch = MatmulScratch::default();
         let begin = Instant::now();
-        backend.matmul(&mut scratch, Input::Rows(&x), rows, activations, &mut [Product::new(&self.copies[0], &mut y)]);
+        backend.matmul(&mut scratch, Input::Rows(x), rows, activations, &mut [Product::new(&self.copies[0], y)]);
         let mut time = begin.elapsed();
-        check(&self.matrix, &x, &y, activations)??;
+        check(&self.matrix, x, y, activations)??;
 
         let bytes = self.copies[0].bytes();
         let operations = 2.0 * rows as f64 * k as f64 * n as f64;
@@ -186,7 +188,7 @@ impl KernelBench {
             }
             limits.push(self.prober.sample(backend, bytes, time));
             let begin = Instant::now();
-            backend.matmul(&mut scratch, Input::Rows(&x), rows, activations, &mut [Product::new(weight, &mut y)]);
+            backend.matmul(&mut scratch, Input::Rows(x), rows, activations, &mut [Product::new(weight, y)]);
             time = begin.elapsed();
             seconds.push(time.as_secs_f64());
             spent += time;
