@@ -38,6 +38,10 @@ pub struct Engine<M = Arc<Model>> {
 /// Rows of logits that a pass gives at most for one prompt: a row is as long as the vocabulary.
 const PROMPT_LOGITS: usize = 32;
 
+/// Bytes of the cache that have memory before they are needed, beyond what was used: a quarter of a gigabyte, so that a
+/// server takes no more than it is likely to need.
+const AHEAD: usize = 256 << 20;
+
 impl<M: Deref<Target = Model>> Engine<M> {
     /// An engine without requests. The memory of its cache is set aside here and never grows.
     ///
@@ -138,6 +142,13 @@ impl<M: Deref<Target = Model>> Engine<M> {
         self.scheduler.submit(if alone { sequence.alone(PROMPT_LOGITS) } else { sequence });
         self.requests += 1;
         Ok(RequestId(rank.request))
+    }
+
+    /// Does some of what the next requests would wait for, for a few milliseconds: asks the system for memory. To be called
+    /// while there is nothing to do; returns false once there is nothing left to prepare either.
+    pub fn prepare(&mut self) -> bool {
+        self.model.make_room(self.options.max_num_batched_tokens, &mut self.scratch);
+        self.pool.make_ready(AHEAD)
     }
 
     /// Ends a request. Its blocks are free at once; its choices end with the next step. One that is not there any more is

@@ -57,6 +57,7 @@ fn memory_is_bounded() {
     let (model, tokenizer) = open();
     two_thousand_tokens_take_what_was_reserved(&model, &tokenizer);
     steps_allocate_what_they_tell(&model, &tokenizer);
+    memory_is_there_before_it_is_needed(&model, &tokenizer);
 }
 
 const PROMPTS: [&str; 4] = ["Once upon a time", "The dog", "A girl named", "One day"];
@@ -99,6 +100,53 @@ fn steps_allocate_what_they_tell(model: &Model, tokenizer: &Tokenizer) {
         assert!(count <= texts + 16, "{count} allocations, {texts} of them for texts");
         assert!(bytes < 16 << 10, "{bytes} bytes more");
     }
+}
+
+/// An engine that had time to prepare takes its memory then, and none while it works; what it says does not depend on it.
+fn memory_is_there_before_it_is_needed(model: &Model, tokenizer: &Tokenizer) {
+    let run = |prepare: bool| {
+        let options = EngineOptions { kv_cache_memory: 48 << 20, max_model_len: Some(1000), ..EngineOptions::default() };
+        let mut engine = Engine::new(model, Arc::new(tokenizer.clone()), options).unwrap();
+        let prepared = |engine: &mut Engine<&Model>| {
+            if prepare {
+                while engine.prepare() {}
+            }
+        };
+        let begin = resident();
+        prepared(&mut engine);
+        let ready = resident();
+        for text in PROMPTS {
+            let prompt = tokenizer.encode_prompt(&text.repeat(20)).unwrap();
+            engine.submit(Submission { ignore_eos: true, ..Submission::new(prompt, SamplingParams::greedy(), 400) }).unwrap();
+        }
+        let mut told = vec![vec![]; PROMPTS.len()];
+        let tell = &mut |id: RequestId, happened| {
+            if let Happened::Token { token, .. } = happened {
+                told[id.0 as usize].push(token);
+            }
+        };
+        // between steps, too, it takes nothing that holds something
+        while engine.step(tell).unwrap() {
+            prepared(&mut engine);
+        }
+        (told, ready.saturating_sub(begin), resident().saturating_sub(ready))
+    };
+    // of a system that does not tell what is resident only the rest can be seen
+    let tells = resident() > 0;
+    let (told, _, later) = run(false);
+    assert!(!tells || later > 4 << 20, "{later} bytes while it works");
+    let (same, before, later) = run(true);
+    assert_eq!(told, same);
+    // what is not a block: texts, and what products need
+    assert!(!tells || before > 46 << 20 && later < 2 << 20, "{before} bytes before, {later} bytes later");
+
+    // of a large cache it takes a part
+    let options = EngineOptions { kv_cache_memory: 2 << 30, ..EngineOptions::default() };
+    let mut engine = Engine::new(model, Arc::new(tokenizer.clone()), options).unwrap();
+    let begin = resident();
+    while engine.prepare() {}
+    let taken = resident() - begin;
+    assert!(!tells || (250 << 20..300 << 20).contains(&taken), "{taken} bytes");
 }
 
 fn two_thousand_tokens_take_what_was_reserved(model: &Model, tokenizer: &Tokenizer) {

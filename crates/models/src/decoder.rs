@@ -236,6 +236,15 @@ impl Model {
         wrong.map_or(Ok(()), |i| Err(ModelError::Token { token: tokens[i], position: start + i, vocabulary }))
     }
 
+    /// Makes room for passes over so many tokens, which the first of them then need not do.
+    pub fn make_room(&self, tokens: usize, scratch: &mut Scratch) {
+        self.pass(tokens).room(scratch);
+    }
+
+    fn pass(&self, m: usize) -> Pass<'_> {
+        Pass { config: &self.config, backend: &self.backend, activations: self.options.activations, m }
+    }
+
     /// Runs parts of several sequences in one pass, which reads the weights once for all of them. Each sequence lies in
     /// blocks of the pool, which must have room for its new tokens, and may bring any number of tokens; its logits are those
     /// that it would have alone, to the last bit.
@@ -259,7 +268,7 @@ impl Model {
         if m == 0 {
             return Ok(BatchLogits { given: &scratch.given, logits: &[], vocabulary: c.vocab_size });
         }
-        let pass = Pass { config: c, backend: &self.backend, activations: self.options.activations, m };
+        let pass = self.pass(m);
         pass.room(scratch);
         scratch.angles.clear();
         let mut rows = scratch.residual.chunks_exact_mut(c.hidden_size);

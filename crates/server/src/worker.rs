@@ -190,9 +190,11 @@ impl Loop<'_> {
         let mut idle = true;
         loop {
             loop {
-                let command = if idle { self.commands.recv().map_err(|_| TryRecvError::Disconnected) } else { self.commands.try_recv() };
+                let wait = idle && !self.engine.prepare();
+                let command = if wait { self.commands.recv().map_err(|_| TryRecvError::Disconnected) } else { self.commands.try_recv() };
                 match command {
                     Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return None,
+                    Err(TryRecvError::Empty) if idle => continue,
                     Err(TryRecvError::Empty) => break,
                     Ok(command) => self.obey(command),
                 }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 /// Most blocks of a slab of a pool that grows: what nobody needs any more can be given back slab by slab.
 const SLAB: usize = 256;
+/// Bytes that the system is asked for at a time, before they are needed: two large pages, some milliseconds.
+const SLICE: usize = 4 << 20;
 
 /// Blocks of [`BLOCK`] tokens, each as its [`KvShape`] says. Memory is address space until it is written to.
 ///
@@ -26,6 +28,8 @@ pub struct KvPool {
     calls: u64,
     /// Blocks that were written to.
     touched: usize,
+    /// Blocks, the first ones, that have memory whether they were written to or not.
+    ready: usize,
     /// The scales of each layer, where the model brings some.
     scales: Vec<Option<Arc<KvScales>>>,
 }
@@ -38,7 +42,7 @@ impl KvPool {
 
     fn over(shape: KvShape, slots: usize, tails: AlignedBytes) -> Self {
         let (slot_writers, scales) = (vec![0; slots], vec![None; shape.layers]);
-        Self { shape, slabs: vec![], blocks: vec![], tails, writers: vec![], slot_writers, calls: 0, touched: 0, scales }
+        Self { shape, slabs: vec![], blocks: vec![], tails, writers: vec![], slot_writers, calls: 0, touched: 0, ready: 0, scales }
     }
 
     /// A pool of a fixed number of blocks, for `slots` sequences at a time.
@@ -88,6 +92,22 @@ impl KvPool {
         self.touched * self.shape.block_bytes()
     }
 
+    /// Has the system give memory for some blocks that were never written to, so that who writes to them need not wait for it
+    /// to be cleared (0.3 to 3 GB/s). They are taken from the first on; returns false once there is memory for `ahead` bytes
+    /// more than were written to.
+    pub fn make_ready(&mut self, ahead: usize) -> bool {
+        let bytes = self.shape.block_bytes().max(1);
+        let end = (self.touched + ahead / bytes).min(self.blocks.len());
+        let begin = self.ready.max(self.touched);
+        let stop = end.min(begin + (SLICE / bytes).max(1));
+        for block in (begin..stop).filter(|b| self.writers[*b] == 0) {
+            // SAFETY: the block lies in the pool, which is borrowed exclusively; nobody wrote to it, so that it stays as it is.
+            unsafe { std::ptr::write_bytes(self.blocks[block].at(0), 0, bytes) };
+        }
+        self.ready = stop.max(self.ready);
+        begin < stop
+    }
+
     /// Adds blocks until there are as many.
     pub fn grow(&mut self, blocks: usize) {
         while self.blocks.len() < blocks {
@@ -112,6 +132,7 @@ impl KvPool {
                 break;
             }
             self.touched -= self.writers[first..].iter().filter(|w| **w > 0).count();
+            self.ready = self.ready.min(first);
             self.blocks.truncate(first);
             self.writers.truncate(first);
             self.slabs.pop();
