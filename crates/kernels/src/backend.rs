@@ -446,16 +446,26 @@ impl Backend {
         let (stride, pairs) = dense_stride(k, to.activations);
         let rounded = rounds(w.dtype, to.activations);
         let (from, len) = if rounded { (pairs, k.div_ceil(2)) } else { (0, k) };
-        let Lines(result) = &mut Lines([0.0f32; PANEL * MAX_ROWS]);
+        let Lines(result) = &mut Lines([MaybeUninit::<f32>::uninit(); PANEL * MAX_ROWS]);
         for t in tiles {
             let kernel =
                 if rounded { self.bf16_dots.unwrap_or(self.kernels.rounded)(t.rows) } else { (self.kernels.dense)(element, t.rows) };
             let kernel = kernel.expect("tiles are cut to sizes that have kernels");
             // padding rows read the first row again; their results are dropped
             let rows = std::array::from_fn(|r| x[(t.start + if r < t.count { r } else { 0 }) * stride + from..][..len].as_ptr());
+            let out = result.as_mut_ptr().cast();
+            let direct = t.count == t.rows && (p + 1) * PANEL <= w.out_features && w.bias.is_none() && !to.add;
+            let place = to.out.at((t.start - to.first) * w.out_features + p * PANEL);
+            let (target, stride) = if direct { (place, w.out_features) } else { (out, PANEL) };
             // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, the rows K floats each or
-            // the pairs of so many, `result` MAX_ROWS rows.
-            unsafe { kernel(&DenseArgs { panel: w.panel(p).as_ptr(), k, x: rows, out: result.as_mut_ptr() }) };
+            // the pairs of so many, `result` MAX_ROWS rows, and what the kernel writes elsewhere all rows of the tile and 64
+            // columns, which no other chunk has.
+            unsafe { kernel(&DenseArgs { panel: w.panel(p).as_ptr(), k, x: rows, out, target, stride }) };
+            if direct {
+                continue;
+            }
+            // SAFETY: the kernel has written so many rows.
+            let result = unsafe { std::slice::from_raw_parts(result.as_ptr().cast::<f32>(), PANEL * t.rows) };
             store(result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
         }
     }

@@ -80,15 +80,16 @@ fn agrees() -> bool {
     let mut pairs = [[0.0f32; K.div_ceil(2)]; ROWS];
     x.chunks(K).zip(&mut pairs).for_each(|(x, pairs)| rounded::pairs(x, pairs));
     let run = |find: super::RoundedFor| {
-        let Lines(out) = &mut Lines([0.0f32; ROWS * PANEL]);
+        let Lines(result) = &mut Lines([0.0f32; ROWS * PANEL]);
         let x = std::array::from_fn(|r| pairs[r % ROWS].as_ptr());
-        let args = DenseArgs { panel: panel.as_ptr().cast(), k: K, x, out: out.as_mut_ptr() };
+        let out = result.as_mut_ptr();
+        let args = DenseArgs { panel: panel.as_ptr().cast(), k: K, x, out, target: out, stride: PANEL };
         if let Some(kernel) = find(ROWS) {
             // SAFETY: the instruction sets were detected; the panel holds K rows, each row of `x` the pairs of K
-            // activations, and `out` so many rows.
+            // activations, and the result so many rows.
             unsafe { kernel(&args) };
         }
-        out.map(f32::to_bits)
+        result.map(f32::to_bits)
     };
     run(rounded_for) == run(avx512::KERNELS.rounded)
 }

@@ -23,8 +23,12 @@ pub(crate) struct DenseArgs {
     pub k: usize,
     /// Activations: the rows of the tile, `k` floats each.
     pub x: [*const f32; MAX_ROWS],
-    /// Result, `[MR][64]`.
+    /// Sums on their way, `[MR][64]`.
     pub out: *mut f32,
+    /// Where the result goes, `MR` rows of 64 floats; `out`, or where it is wanted.
+    pub target: *mut f32,
+    /// Floats from one row of the result to the next.
+    pub stride: usize,
 }
 
 /// Rows of the largest dense tile.
@@ -52,7 +56,7 @@ const fn stretch(nv: usize, chains: usize) -> usize {
 /// the next one is, and it is asked for (Zen 5, 4 and 6 rows: 1.7 times as fast).
 ///
 /// # Safety
-/// The instruction set of `V`; the panel holds `k * 64` elements of type `E`; `x` and `out` hold `MR` rows.
+/// The instruction set of `V`; the panel holds `k * 64` elements of type `E`; `x`, `out` and `target` hold `MR` rows.
 #[inline(always)]
 pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usize, const CHAINS: usize>(a: &DenseArgs) {
     let rows = const { rows_at_once(MR) };
@@ -138,8 +142,8 @@ pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usi
         }
         for r in 0..MR {
             for v in 0..4 {
-                let out = a.out.add(r * PANEL + 16 * v);
-                V::store_f(out, V::add_f(V::load_f(out), V::load_f(odd[r].as_ptr().add(16 * v))));
+                let even = V::load_f(a.out.add(r * PANEL + 16 * v));
+                V::store_f(a.target.add(r * a.stride + 16 * v), V::add_f(even, V::load_f(odd[r].as_ptr().add(16 * v))));
             }
         }
     }

@@ -109,7 +109,7 @@ const fn stretch(rows: usize) -> usize {
 ///
 /// # Safety
 /// The instruction sets of `V` and `D`; the panel holds `k * 64` elements of `bf16`, the rows of `x` the pairs of `k`
-/// activations, `out` `MR` rows.
+/// activations, `out` and `target` `MR` rows.
 #[inline(always)]
 pub(crate) unsafe fn tile<V: Vector, D: Pairs<V>, const MR: usize, const NV: usize>(a: &DenseArgs) {
     const ROW: usize = 2 * PANEL;
@@ -161,11 +161,13 @@ pub(crate) unsafe fn tile<V: Vector, D: Pairs<V>, const MR: usize, const NV: usi
                     for r in 0..rows {
                         for v in (0..NV).step_by(2) {
                             let mut sums = [acc[r][v], acc[r][v + 1]];
+                            let mut to = sum(r, v);
                             if end == count {
                                 sums = D::in_order(sums).map(|sum| V::mul_f(sum, V::splat_f(1.0 / UP)));
+                                to = a.target.add((r0 + r) * a.stride + 16 * (v0 + v));
                             }
-                            V::store_f(sum(r, v), sums[0]);
-                            V::store_f(sum(r, v + 1), sums[1]);
+                            V::store_f(to, sums[0]);
+                            V::store_f(to.add(16), sums[1]);
                         }
                     }
                 }
