@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 /// Weight bytes that one claim of a thread should cover at least: long enough to hide the claim, short enough to balance.
 pub(crate) const CHUNK_BYTES: usize = 96 * 1024;
-/// Claims of each thread where every weight is read once. More gained nothing (16, 32), and the two streams of a pair of
-/// panels begin anew with each.
+/// Claims of each thread for a tile of rows, where there is enough to do. More gained nothing (16, 32), and the two streams of
+/// a pair of panels begin anew with each.
 const CLAIMS: usize = 8;
 
 /// A weight in kernel layout.
@@ -285,8 +285,8 @@ impl Backend {
             (DigitOrder::Steps, ..BAND_TILES) => at_once.max(2),
             (DigitOrder::Steps, _) => at_once / BAND_TILES * BAND_TILES,
         };
-        let in_one_go = bytes / (CLAIMS * self.threads());
-        let claim = if end - first == 1 { in_one_go.max(CHUNK_BYTES) } else { CHUNK_BYTES };
+        // what a claim begins with nobody has asked for before; the more tiles, the less that is of its time
+        let claim = (bytes / (CLAIMS * self.threads() * (end - first).max(1))).max(CHUNK_BYTES);
         let step = (claim / weight.panel_bytes().max(1)).clamp(1, panels);
         let step = match weight {
             Weight::Quantized(w) if end - first == 1 && self.pair(w, activations.planes(), all.tiles[first].rows).is_some() => {
