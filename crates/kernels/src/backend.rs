@@ -65,6 +65,13 @@ impl Weight {
         }
     }
 
+    fn bias(&self) -> Option<&[f32]> {
+        match self {
+            Weight::Quantized(w) => w.bias.as_deref(),
+            Weight::Dense(w) => w.bias.as_deref(),
+        }
+    }
+
     fn panel_bytes(&self) -> usize {
         match self {
             Weight::Quantized(w) => w.panel_bytes,
@@ -123,6 +130,38 @@ pub(crate) struct Place<'a> {
     pub floats: &'a [f32],
     /// How precise they are: says where a row of `floats` begins and what of it a weight takes.
     pub activations: Activations,
+}
+
+impl Place<'_> {
+    /// Where column `column` of the first row of a tile is wanted.
+    fn at(&self, t: &Tile, column: usize) -> *mut f32 {
+        self.out.at((t.start - self.first) * self.weight.out_features() + column)
+    }
+
+    /// Whether all columns of panel `p` are there and nothing is added to a result: then a kernel may write whole tiles of it
+    /// where they are wanted.
+    fn is_plain(&self, p: usize) -> bool {
+        (p + 1) * PANEL <= self.weight.out_features() && self.weight.bias().is_none() && !self.add
+    }
+
+    /// Copies the real rows and columns of a result of `width` columns, from column `first` on, to its place, `[M, n]`, with
+    /// the bias, or adds them.
+    fn store(&self, result: &[f32], width: usize, t: &Tile, first: usize) {
+        let n = self.weight.out_features();
+        let cols = width.min(n - first);
+        let (start, bias) = (self.at(t, first), self.weight.bias().map(|b| &b[first..]));
+        for r in 0..t.count {
+            let row = &result[r * width..r * width + cols];
+            // SAFETY: row `r` of the tile and these columns lie inside `out`, and no other chunk writes them.
+            let place = unsafe { std::slice::from_raw_parts_mut(start.add(r * n), cols) };
+            match (bias, self.add) {
+                (None, false) => place.copy_from_slice(row),
+                (None, true) => place.iter_mut().zip(row).for_each(|(o, &v)| *o += v),
+                (Some(b), false) => place.iter_mut().zip(row).zip(b).for_each(|((o, &v), &b)| *o = v + b),
+                (Some(b), true) => place.iter_mut().zip(row).zip(b).for_each(|((o, &v), &b)| *o += v + b),
+            }
+        }
+    }
 }
 
 /// Whether a weight of this type takes activations rounded to `bf16`; see [`generic::rounded`].
@@ -355,7 +394,7 @@ impl Backend {
             // they were packed, the activations were quantized for the same blocks, and `result` holds a row of both.
             unsafe { kernel(&args) };
             for (p, result) in [p, p + half].into_iter().zip(result.chunks_exact(PANEL)) {
-                store(result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
+                to.store(result, PANEL, t, p * PANEL);
             }
         }
         c.panels.0 + 2 * half
@@ -373,11 +412,9 @@ impl Backend {
             rest = after;
             let count = group.iter().map(|t| t.count).sum();
             assert!(t.rows <= MAX_ROWS, "no kernel has more rows");
-            let first = to.out.at((t.start - to.first) * w.out_features + p * PANEL);
-            let whole = count == group.len() * t.rows && (p + 1) * PANEL <= w.out_features;
             // without blocks a kernel only clears its buffer
-            let direct = whole && w.bias.is_none() && !to.add && !w.blocks.is_empty();
-            let target = Target { first, rows: count, stride: w.out_features, direct };
+            let direct = to.is_plain(p) && count == group.len() * t.rows && !w.blocks.is_empty();
+            let target = Target { first: to.at(t, p * PANEL), rows: count, stride: w.out_features, direct };
             let args = TileArgs { target, ..tile_args(w, p, input, t, result.as_mut_ptr().cast()) };
             // SAFETY: the table's instruction set is available; the panel holds `w.blocks` by how it was packed, the
             // activations were quantized for the same blocks and stand one tile after another, and `result` holds MAX_ROWS
@@ -390,7 +427,7 @@ impl Backend {
             for (i, t) in group.iter().enumerate() {
                 // SAFETY: the kernel has written so many rows of each tile.
                 let result = unsafe { std::slice::from_raw_parts(result[i * t.rows * PANEL..].as_ptr().cast::<f32>(), PANEL * t.rows) };
-                store(result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
+                to.store(result, PANEL, t, p * PANEL);
             }
         }
     }
@@ -410,7 +447,7 @@ impl Backend {
             for (i, rows) in result.chunks_exact(rows * HALF).enumerate() {
                 let first = p * PANEL + i / band.len() * HALF;
                 if first < w.out_features {
-                    store(rows, HALF, &band[i % band.len()], first, w.out_features, w.bias.as_deref(), to);
+                    to.store(rows, HALF, &band[i % band.len()], first);
                 }
             }
         }
@@ -454,9 +491,8 @@ impl Backend {
             // padding rows read the first row again; their results are dropped
             let rows = std::array::from_fn(|r| x[(t.start + if r < t.count { r } else { 0 }) * stride + from..][..len].as_ptr());
             let out = result.as_mut_ptr().cast();
-            let direct = t.count == t.rows && (p + 1) * PANEL <= w.out_features && w.bias.is_none() && !to.add;
-            let place = to.out.at((t.start - to.first) * w.out_features + p * PANEL);
-            let (target, stride) = if direct { (place, w.out_features) } else { (out, PANEL) };
+            let direct = to.is_plain(p) && t.count == t.rows;
+            let (target, stride) = if direct { (to.at(t, p * PANEL), w.out_features) } else { (out, PANEL) };
             // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, the rows K floats each or
             // the pairs of so many, `result` MAX_ROWS rows, and what the kernel writes elsewhere all rows of the tile and 64
             // columns, which no other chunk has.
@@ -466,7 +502,7 @@ impl Backend {
             }
             // SAFETY: the kernel has written so many rows.
             let result = unsafe { std::slice::from_raw_parts(result.as_ptr().cast::<f32>(), PANEL * t.rows) };
-            store(result, PANEL, t, p * PANEL, w.out_features, w.bias.as_deref(), to);
+            to.store(result, PANEL, t, p * PANEL);
         }
     }
 
@@ -533,21 +569,3 @@ fn tile_args<'a>(w: &'a PackedMatrix, p: usize, input: &QuantizedInput, tile: &T
 
 /// Rows of the largest tile of any kernel but those for bands.
 const MAX_ROWS: usize = generic::dense::MAX_ROWS;
-
-/// Copies the real rows and columns of a result of `width` columns, from column `first` on, to its place, `[M, n]`, with
-/// the bias, or adds them.
-fn store(result: &[f32], width: usize, t: &Tile, first: usize, n: usize, bias: Option<&[f32]>, to: &Place<'_>) {
-    let cols = width.min(n - first);
-    for r in 0..t.count {
-        let row = &result[r * width..r * width + cols];
-        let at = to.out.at((t.start - to.first + r) * n + first);
-        // SAFETY: row `start - first + r` and these columns lie inside `out`, and no other chunk writes them.
-        let place = unsafe { std::slice::from_raw_parts_mut(at, cols) };
-        match (bias.map(|b| &b[first..]), to.add) {
-            (None, false) => place.copy_from_slice(row),
-            (None, true) => place.iter_mut().zip(row).for_each(|(o, &v)| *o += v),
-            (Some(b), false) => place.iter_mut().zip(row).zip(b).for_each(|((o, &v), &b)| *o = v + b),
-            (Some(b), true) => place.iter_mut().zip(row).zip(b).for_each(|((o, &v), &b)| *o += v + b),
-        }
-    }
-}

@@ -5,8 +5,8 @@
 Every stream must end with a finish reason, usage and [DONE]; the only refusal is 429 with Retry-After. Afterwards the gauges are
 0 and the totals in /metrics are the sums of what the streams were told. With --pid, resident memory is printed every
 ten seconds and must not have grown by more than a tenth between the first and the last quarter.
-Blocks of the cache are taken from the system when they are first used, so give the server one that fills early, such as
---kv-cache-memory 256MiB.
+Blocks of the cache are taken from the system when they are first used, or some before that while nothing runs, so give the
+server one that fills early, such as --kv-cache-memory 256MiB.
 """
 
 import argparse

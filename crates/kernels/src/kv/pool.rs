@@ -11,7 +11,7 @@ const SLAB: usize = 256;
 /// Bytes that the system is asked for at a time, before they are needed: two large pages, some milliseconds.
 const SLICE: usize = 4 << 20;
 
-/// Blocks of [`BLOCK`] tokens, each as its [`KvShape`] says. Memory is address space until it is written to.
+/// Blocks of [`BLOCK`] tokens, each as its [`KvShape`] says. Memory is address space until it is written to or [made ready](KvPool::make_ready) to be.
 ///
 /// Of a quantized cache, the blocks hold full ones. The last two of each sequence lie in its slot in half precision, which
 /// is what their own tokens read; so a sequence can go back by [`BLOCK`] tokens at least.
@@ -87,7 +87,7 @@ impl KvPool {
         self.blocks.len()
     }
 
-    /// Bytes of the blocks that were written to: what is only reserved takes no memory yet.
+    /// Bytes of the blocks that were written to, whatever else has memory.
     pub fn bytes(&self) -> usize {
         self.touched * self.shape.block_bytes()
     }
