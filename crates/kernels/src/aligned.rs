@@ -36,7 +36,7 @@ pub(crate) struct Part {
 }
 
 /// Bytes of a block that parts are taken from: small weights share large pages, of which each alone would fill none.
-const BLOCK: usize = 32 << 20;
+const BLOCK: usize = 128 << 20;
 
 /// The block that parts are taken from now, and how much of it is taken. It goes back to the system when its last part
 /// does.
@@ -140,7 +140,7 @@ impl AlignedBytes {
     pub fn to_fill(len: usize) -> Self {
         /// What is smaller is not worth a part.
         const SMALLEST: usize = 16 << 10;
-        if (SMALLEST..BLOCK / 8).contains(&len)
+        if (SMALLEST..=BLOCK / 4).contains(&len)
             && let Some(part) = Part::take(len)
         {
             return AlignedBytes::Part(part);
