@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::bench::Prober;
 use billfish_formats::Checkpoint;
-use billfish_kernels::{Backend, PackedMatrix};
+use billfish_kernels::{Backend, PackedDense, PackedMatrix};
 use billfish_models::{DecoderConfig, Linear};
 use billfish_quantize::gptq::Settings;
 use billfish_quantize::{PredictedBytes, QuantizeError};
@@ -44,8 +44,11 @@ pub fn forecast(source: &Checkpoint, predicted: &PredictedBytes, backend: &Backe
             Some(settings) => packed_bytes(&l, settings)?,
             None => {
                 let Some(info) = source.info(&format!("{}.weight", l.name)) else { continue };
-                let columns = if l.name == EMBEDDING && !config.tie_word_embeddings { 1 } else { PANEL };
-                (l.in_features * info.dtype.size()) as u64 * l.out_features.next_multiple_of(columns) as u64
+                if l.name == EMBEDDING && !config.tie_word_embeddings {
+                    (l.in_features * info.dtype.size()) as u64 * l.out_features as u64
+                } else {
+                    PackedDense::expected_bytes(info.dtype, (l.in_features, l.out_features), backend.isa().dense_layout())? as u64
+                }
             }
         };
         // the copy of an embedding that a tied model carries is not loaded

@@ -57,11 +57,7 @@ impl Weight {
     pub fn kernel(&self) -> &'static str {
         match self {
             Weight::Quantized(w) => w.kernel(),
-            Weight::Dense(w) => match w.dtype {
-                DType::F16 => "dense-f16",
-                DType::BF16 => "dense-bf16",
-                _ => "dense-f32",
-            },
+            Weight::Dense(w) => w.layout().kernel_name(w.dtype),
         }
     }
 
@@ -75,7 +71,7 @@ impl Weight {
     fn panel_bytes(&self) -> usize {
         match self {
             Weight::Quantized(w) => w.panel_bytes,
-            Weight::Dense(w) => w.in_features * PANEL * w.dtype.size(),
+            Weight::Dense(w) => w.panel_bytes(),
         }
     }
 }
@@ -474,8 +470,11 @@ impl Backend {
     }
 
     fn dense_panel(&self, w: &PackedDense, tiles: &[Tile], p: usize, to: &Place<'_>) {
+        let panel = w.panel(p);
+        let narrow = panel.sevens.is_some();
         let element = match w.dtype {
             DType::F16 => Element::F16,
+            DType::BF16 if narrow => Element::Narrow,
             DType::BF16 => Element::BF16,
             _ => Element::F32,
         };
@@ -483,20 +482,24 @@ impl Backend {
         let (stride, pairs) = dense_stride(k, to.activations);
         let rounded = rounds(w.dtype, to.activations);
         let (from, len) = if rounded { (pairs, k.div_ceil(2)) } else { (0, k) };
+        let sevens = panel.sevens.unwrap_or_default();
         let Lines(result) = &mut Lines([MaybeUninit::<f32>::uninit(); PANEL * MAX_ROWS]);
         for t in tiles {
-            let kernel =
-                if rounded { self.bf16_dots.unwrap_or(self.kernels.rounded)(t.rows) } else { (self.kernels.dense)(element, t.rows) };
+            let kernel = if rounded {
+                self.bf16_dots.unwrap_or(self.kernels.rounded)(t.rows, narrow)
+            } else {
+                (self.kernels.dense)(element, t.rows)
+            };
             let kernel = kernel.expect("tiles are cut to sizes that have kernels");
             // padding rows read the first row again; their results are dropped
             let rows = std::array::from_fn(|r| x[(t.start + if r < t.count { r } else { 0 }) * stride + from..][..len].as_ptr());
             let out = result.as_mut_ptr().cast();
             let direct = to.is_plain(p) && t.count == t.rows;
             let (target, stride) = if direct { (to.at(t, p * PANEL), w.out_features) } else { (out, PANEL) };
-            // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, the rows K floats each or
-            // the pairs of so many, `result` MAX_ROWS rows, and what the kernel writes elsewhere all rows of the tile and 64
+            // SAFETY: the table's instruction set is available; the panel holds K * 64 elements, or as narrow ones as many
+            // runs, the rows K floats each or the pairs of so many, `result` MAX_ROWS rows, and what the kernel writes elsewhere all rows of the tile and 64
             // columns, which no other chunk has.
-            unsafe { kernel(&DenseArgs { panel: w.panel(p).as_ptr(), k, x: rows, out, target, stride }) };
+            unsafe { kernel(&DenseArgs { panel: panel.bytes.as_ptr(), sevens, k, x: rows, out, target, stride }) };
             if direct {
                 continue;
             }

@@ -1,6 +1,6 @@
 //! Which instruction set runs. Chosen once, at run time; never a fallback from one that was asked for.
 
-use crate::KernelError;
+use crate::{DenseLayout, KernelError};
 
 /// An instruction set with kernels of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,6 +80,11 @@ impl Isa {
             // those of other architectures
             _ => false,
         }
+    }
+
+    /// How weights that are not quantized should be laid out for it: narrow where an instruction takes a whole line of them.
+    pub fn dense_layout(self) -> DenseLayout {
+        if matches!(self, Isa::Avx512 | Isa::Amx) { DenseLayout::Narrow } else { DenseLayout::Stored }
     }
 
     /// Those that this machine has, slowest first.

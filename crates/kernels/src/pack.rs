@@ -139,7 +139,7 @@ fn chunk_shape(panel_bits: u32) -> (usize, usize) {
 }
 
 /// Number of the layout of packed bytes, of both kinds of weights. It changes when a byte of them changes its meaning.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// What a [`PackedMatrix`] is besides its bytes.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,6 +1,6 @@
 //! Packing on several threads, and packed weights made again from their bytes in a file.
 
-use billfish_kernels::{Description, Mapping, PackedDense, PackedMatrix, Pool, Stored, Table};
+use billfish_kernels::{DenseLayout, Description, Mapping, PackedDense, PackedMatrix, Pool, Stored, Table};
 use billfish_tensor::{Codes, DType, DenseTensor, Groups, Packing, QuantMatrix, RowOrder, ScaleValues, Zeros};
 use std::io::Write;
 
@@ -62,7 +62,7 @@ fn rows_that_are_read_are_the_rows_of_the_whole() {
                 out.copy_from_slice(&bytes[first * row..][..out.len()]);
                 Ok(())
             };
-            let packed = PackedDense::from_rows(dtype, (k, n), None, Some(&pool), &read).unwrap();
+            let packed = PackedDense::from_rows(dtype, (k, n), None, DenseLayout::Stored, Some(&pool), &read).unwrap();
             assert!(packed.data() == whole.data());
             assert!(Table::from_rows(dtype, [n, k], &pool, &read).unwrap().data() == bytes);
             let restored = PackedDense::restore(dtype, (k, n), None, mapped(whole.data())).unwrap();
@@ -87,9 +87,9 @@ fn the_first_error_counts() {
     for threads in [1, 4] {
         let pool = Pool::new(threads).unwrap();
         let read = |first: usize, _: &mut [u8]| if first >= 128 { Err(At(first)) } else { Ok(()) };
-        let found = PackedDense::from_rows(DType::F32, (4, 1000), None, Some(&pool), &read);
+        let found = PackedDense::from_rows(DType::F32, (4, 1000), None, DenseLayout::Stored, Some(&pool), &read);
         assert_eq!(found.err(), Some(At(128)));
-        let found = PackedDense::from_rows(DType::I32, (4, 1000), None, Some(&pool), &read);
+        let found = PackedDense::from_rows(DType::I32, (4, 1000), None, DenseLayout::Stored, Some(&pool), &read);
         assert_eq!(found.err(), Some(At(usize::MAX)));
     }
 }

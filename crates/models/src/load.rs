@@ -9,7 +9,7 @@ use crate::plan::{self, EMBEDDING, ExpertsPlan, FINAL_NORM, FeedForwardPlan, Gat
 use crate::{DecoderConfig, ModelError, MoeConfig};
 use billfish_formats::{BiasRule, Checkpoint, LinearWeight, Rows};
 use billfish_kernels::{
-    Activations, Backend, Expert, Experts, KvScales, KvType, PackedDense, PackedMatrix, Pool, Table, Weight, share_orders,
+    Activations, Backend, DenseLayout, Expert, Experts, KvScales, KvType, PackedDense, PackedMatrix, Pool, Table, Weight, share_orders,
 };
 use billfish_tensor::{ActivationScale, DType, DenseTensor};
 use std::collections::HashMap;
@@ -93,6 +93,8 @@ impl ModuleUse {
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     pool: &'a Pool,
+    /// How weights that are not quantized are laid out.
+    dense: DenseLayout,
     account: Account<'a>,
     /// Linear modules that are packed already.
     packed: HashMap<String, Weight>,
@@ -164,16 +166,16 @@ impl Model {
     ) -> Result<(Model, Option<Recorder>), ModelError> {
         let config = DecoderConfig::from_json(&format!("{}/config.json", checkpoint.name()), checkpoint.config())?;
         let quantize_head = options.quantize_head;
-        let (account, pool) = (Account::new(checkpoint, progress), backend.pool());
+        let (account, pool, dense) = (Account::new(checkpoint, progress), backend.pool(), backend.isa().dense_layout());
         let packed = HashMap::new();
         let packed = stored.as_mut().map_or(packed, |s| std::mem::take(&mut s.weights));
         let mut loader =
-            Loader { checkpoint, pool, account, packed, modules: vec![], quantize_head, head: None, stored, recorder, absent: None };
+            Loader { checkpoint, pool, dense, account, packed, modules: vec![], quantize_head, head: None, stored, recorder, absent: None };
         // the largest weights first, by all threads: while a quantized one is packed it exists twice, which is cheapest
         // while nothing else does
         let vocabulary = loader.vocabulary(&config)?;
         if loader.stored.is_none() {
-            loader.packed = packing::pack_all(checkpoint, &config.layer_linears(checkpoint), pool, &loader.account)?;
+            loader.packed = packing::pack_all(checkpoint, &config.layer_linears(checkpoint), dense, pool, &loader.account)?;
         }
         let layers = (0..config.layers).map(|i| loader.layer(&config, i)).collect::<Result<Vec<_>, _>>()?;
         let norm = loader.norm(&Norm { name: FINAL_NORM.into(), size: config.hidden_size })?;
@@ -202,6 +204,8 @@ pub(crate) fn layer(
     let mut loader = Loader {
         checkpoint,
         pool,
+        // one layer is not worth the time that making it narrow takes
+        dense: DenseLayout::Stored,
         account: Account::new(checkpoint, &mut nobody),
         packed: HashMap::new(),
         modules: vec![],
@@ -223,7 +227,7 @@ impl Loader<'_> {
                 Weight::Dense(Arc::new(PackedDense::placeholder(l.in_features, l.out_features)))
             }
             _ => {
-                let weight = packing::pack(self.checkpoint, l, Some(self.pool))?;
+                let weight = packing::pack(self.checkpoint, l, self.dense, Some(self.pool))?;
                 self.account.add(&l.name);
                 weight
             }
@@ -333,7 +337,7 @@ impl Loader<'_> {
                     Vocabulary::Separate { table: self.table(&table)?, head }
                 } else {
                     let size = (c.hidden_size, c.vocab_size);
-                    let rows = PackedDense::from_rows(table.dtype(), size, None, Some(self.pool), &packing::reads(&table));
+                    let rows = PackedDense::from_rows(table.dtype(), size, None, self.dense, Some(self.pool), &packing::reads(&table));
                     let rows = rows.map_err(|e| e.of(EMBEDDING))?;
                     let rows = Arc::new(rows);
                     let head = Weight::Dense(Arc::clone(&rows));

@@ -3,7 +3,7 @@
 use crate::plan::Linear;
 use crate::{ModelError, Progress};
 use billfish_formats::{BiasRule, Checkpoint, FormatError, LinearRows, Rows};
-use billfish_kernels::{KernelError, PackedDense, PackedMatrix, Pool, Weight};
+use billfish_kernels::{DenseLayout, KernelError, PackedDense, PackedMatrix, Pool, Weight};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -89,8 +89,8 @@ impl Budget {
     }
 }
 
-/// Reads and packs one module. Where `pool` is given, all its threads work on it.
-pub(crate) fn pack(checkpoint: &Checkpoint, l: &Linear, pool: Option<&Pool>) -> Result<Weight, ModelError> {
+/// Reads and packs one module, as `dense` says if it is not quantized. Where `pool` is given, all its threads work on it.
+pub(crate) fn pack(checkpoint: &Checkpoint, l: &Linear, dense: DenseLayout, pool: Option<&Pool>) -> Result<Weight, ModelError> {
     let wrong = |source| ModelError::Pack { module: l.name.clone(), source };
     let rule = if l.bias { BiasRule::Required } else { BiasRule::Absent };
     match checkpoint.linear_rows(&l.name, l.in_features, l.out_features, rule)? {
@@ -107,7 +107,8 @@ pub(crate) fn pack(checkpoint: &Checkpoint, l: &Linear, pool: Option<&Pool>) -> 
             packed.map(Weight::Quantized).map_err(wrong)
         }
         LinearRows::Dense { weight, bias } => {
-            let packed = PackedDense::from_rows(weight.dtype(), (l.in_features, l.out_features), bias, pool, &reads(&weight));
+            let size = (l.in_features, l.out_features);
+            let packed = PackedDense::from_rows(weight.dtype(), size, bias, dense, pool, &reads(&weight));
             Ok(Weight::Dense(Arc::new(packed.map_err(|e| e.of(&l.name))?)))
         }
     }
@@ -146,6 +147,7 @@ pub(crate) fn reads(rows: &Rows<'_>) -> impl Fn(usize, &mut [u8]) -> Result<(), 
 pub(crate) fn pack_all(
     checkpoint: &Checkpoint,
     linears: &[Linear],
+    dense: DenseLayout,
     pool: &Pool,
     account: &Account<'_>,
 ) -> Result<HashMap<String, Weight>, ModelError> {
@@ -159,7 +161,7 @@ pub(crate) fn pack_all(
             return;
         }
         let taken = budget.take(account.bytes(&l.name));
-        let result = pack(checkpoint, l, None);
+        let result = pack(checkpoint, l, dense, None);
         drop(taken);
         match result {
             Ok(_) => account.add(&l.name),

@@ -15,7 +15,7 @@ pub fn run(verbose: bool) -> Result<()> {
     }
     let machine = Machine::detect();
     let isa = Isa::choose(isa_from_env()?.as_deref())?;
-    let mut kernels: Vec<&str> = (2..=8).map(kernel_name).chain(["dense-f16", "dense-bf16", "dense-f32"]).collect();
+    let mut kernels: Vec<&str> = (2..=8).map(kernel_name).chain(["dense-f16", "dense-bf16", "dense-bf16-13bit", "dense-f32"]).collect();
     kernels.dedup();
     writeln!(out, "commit       {COMMIT}")?;
     writeln!(out, "processor    {}, {} CPUs", machine.cpu, machine.cpus)?;

@@ -126,6 +126,29 @@ impl<const VNNI: bool> Vector for Ymm<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn pick_bytes(table: Self::I, index: Self::I) -> Self::I {
+        // SAFETY: see above.
+        pair(table, index, |t, i| unsafe { _mm256_shuffle_epi8(t, i) })
+    }
+    #[inline(always)]
+    unsafe fn zip_bytes(a: Self::I, b: Self::I) -> [Self::I; 2] {
+        // SAFETY: see above.
+        unsafe { [pair(a, b, |x, y| _mm256_unpacklo_epi8(x, y)), pair(a, b, |x, y| _mm256_unpackhi_epi8(x, y))] }
+    }
+    #[inline(always)]
+    unsafe fn mark_bytes(a: Self::I, bits: u64) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            // to each byte the one that has its bit, then that bit alone
+            let bytes = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+            let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+            pair(a, [_mm256_set1_epi32(bits as i32), _mm256_set1_epi32((bits >> 32) as i32)], |a, bits| {
+                let set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(bits, bytes), bit), bit);
+                _mm256_adds_epu8(a, _mm256_and_si256(set, _mm256_set1_epi8(-128)))
+            })
+        }
+    }
+    #[inline(always)]
     unsafe fn low_bytes(a: Self::I) -> [u8; 16] {
         let mut lanes = [0i32; 16];
         // SAFETY: `lanes` holds 64 bytes.

@@ -93,6 +93,21 @@ impl Vector for Avx512 {
         unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)) }
     }
     #[inline(always)]
+    unsafe fn pick_bytes(table: Self::I, index: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_shuffle_epi8(table, index) }
+    }
+    #[inline(always)]
+    unsafe fn zip_bytes(a: Self::I, b: Self::I) -> [Self::I; 2] {
+        // SAFETY: see above.
+        unsafe { [_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b)] }
+    }
+    #[inline(always)]
+    unsafe fn mark_bytes(a: Self::I, bits: u64) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_mask_adds_epu8(a, bits, a, _mm512_set1_epi8(-128)) }
+    }
+    #[inline(always)]
     unsafe fn low_bytes(a: Self::I) -> [u8; 16] {
         let mut out = [0u8; 16];
         // SAFETY: `out` holds 16 bytes.

@@ -26,6 +26,11 @@ impl Pairs<Avx512> for Dots {
     }
 
     #[inline(always)]
+    unsafe fn of(pairs: __m512i) -> __m512i {
+        pairs
+    }
+
+    #[inline(always)]
     unsafe fn add(sum: __m512, w: __m512i, x: i32) -> __m512 {
         // SAFETY: registers of the same size, whose bits are pairs of `bf16`; the caller's instruction sets.
         unsafe {
@@ -83,8 +88,8 @@ fn agrees() -> bool {
         let Lines(result) = &mut Lines([0.0f32; ROWS * PANEL]);
         let x = std::array::from_fn(|r| pairs[r % ROWS].as_ptr());
         let out = result.as_mut_ptr();
-        let args = DenseArgs { panel: panel.as_ptr().cast(), k: K, x, out, target: out, stride: PANEL };
-        if let Some(kernel) = find(ROWS) {
+        let args = DenseArgs { panel: panel.as_ptr().cast(), sevens: [0; 16], k: K, x, out, target: out, stride: PANEL };
+        if let Some(kernel) = find(ROWS, false) {
             // SAFETY: the instruction sets were detected; the panel holds K rows, each row of `x` the pairs of K
             // activations, and the result so many rows.
             unsafe { kernel(&args) };

@@ -32,8 +32,8 @@ pub(crate) type TileFn = unsafe fn(&TileArgs);
 /// A kernel over one dense panel; see [`generic::dense::tile`].
 pub(crate) type DenseFn = unsafe fn(&DenseArgs);
 
-/// Finds the kernel for a tile of so many rows; see [`generic::rounded::tile`].
-pub(crate) type RoundedFor = fn(rows: usize) -> Option<DenseFn>;
+/// Finds the kernel for a tile of so many rows and a panel that is narrow or not; see [`generic::rounded::tile`].
+pub(crate) type RoundedFor = fn(rows: usize, narrow: bool) -> Option<DenseFn>;
 
 /// A kernel over 1 to [`BAND_TILES`] tiles of [`band_rows`] rows and one panel; see `amx::kernel::band`. It takes what a
 /// tile kernel takes, for each tile of rows after another: digits in [`generic::DigitOrder::Steps`], scales and sums; its
@@ -151,6 +151,11 @@ macro_rules! stamp {
             unsafe { generic::dense::tile::<$isa, E, MR, NV, CHAINS>(a) }
         }
         $(#[target_feature(enable = $feature)])?
+        unsafe fn narrow_tile<const MR: usize>(a: &generic::DenseArgs) {
+            // SAFETY: see above.
+            unsafe { generic::narrow::tile::<$isa, MR>(a) }
+        }
+        $(#[target_feature(enable = $feature)])?
         unsafe fn quantize<const P: usize>(a: &generic::QuantizeArgs) {
             // SAFETY: see above.
             unsafe { generic::quantize::row::<$isa, P>(a) }
@@ -262,12 +267,13 @@ macro_rules! stamp {
         }
 
         fn dense_for(element: generic::dense::Element, rows: usize) -> Option<DenseFn> {
-            use generic::dense::Element::{BF16, F16, F32};
+            use generic::dense::Element::{BF16, F16, F32, Narrow};
             match (element, rows) {
                 $(
                     (F16, $drows) => Some(dense_tile::<{ F16 as u8 }, $drows, $dnv, $dchains>),
                     (BF16, $drows) => Some(dense_tile::<{ BF16 as u8 }, $drows, $dnv, $dchains>),
                     (F32, $drows) => Some(dense_tile::<{ F32 as u8 }, $drows, $dnv, $dchains>),
+                    (Narrow, $drows) => Some(narrow_tile::<$drows>),
                 )*
                 _ => None,
             }
@@ -362,14 +368,17 @@ macro_rules! stamp_rounded {
     (vector: $vector:ty, pairs: $pairs:ty, features: [$($feature:literal)?], rows: [$($rows:literal => $nv:literal),*]) => {
         // SAFETY of the function below: as those of `stamp`.
         $(#[target_feature(enable = $feature)])?
-        unsafe fn rounded_tile<const MR: usize, const NV: usize>(a: &crate::arch::generic::DenseArgs) {
+        unsafe fn rounded_tile<const MR: usize, const NV: usize, const NARROW: bool>(a: &crate::arch::generic::DenseArgs) {
             // SAFETY: see above.
-            unsafe { crate::arch::generic::rounded::tile::<$vector, $pairs, MR, NV>(a) }
+            unsafe { crate::arch::generic::rounded::tile::<$vector, $pairs, MR, NV, NARROW>(a) }
         }
 
-        pub(super) fn rounded_for(rows: usize) -> Option<crate::arch::DenseFn> {
-            match rows {
-                $($rows => Some(rounded_tile::<$rows, $nv>),)*
+        pub(super) fn rounded_for(rows: usize, narrow: bool) -> Option<crate::arch::DenseFn> {
+            match (rows, narrow) {
+                $(
+                    ($rows, false) => Some(rounded_tile::<$rows, $nv, false>),
+                    ($rows, true) => Some(rounded_tile::<$rows, $nv, true>),
+                )*
                 _ => None,
             }
         }

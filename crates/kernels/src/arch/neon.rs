@@ -171,6 +171,34 @@ impl<const DOT: bool> Vector for Quads<DOT> {
         }
     }
     #[inline(always)]
+    unsafe fn pick_bytes(table: Self::I, index: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { zip(table, index, |t, i| vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_s32(t), vreinterpretq_u8_s32(i)))) }
+    }
+    #[inline(always)]
+    unsafe fn zip_bytes(a: Self::I, b: Self::I) -> [Self::I; 2] {
+        // SAFETY: see above.
+        unsafe {
+            [
+                zip(a, b, |a, b| vreinterpretq_s32_u8(vzip1q_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b)))),
+                zip(a, b, |a, b| vreinterpretq_s32_u8(vzip2q_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b)))),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn mark_bytes(a: Self::I, bits: u64) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
+            zip(a, [0, 16, 32, 48], |a, at| {
+                let bits = (bits >> at) as u16;
+                let bytes = vcombine_u8(vdup_n_u8(bits as u8), vdup_n_u8((bits >> 8) as u8));
+                let marks = vandq_u8(vtstq_u8(bytes, bit), vdupq_n_u8(128));
+                vreinterpretq_s32_u8(vqaddq_u8(vreinterpretq_u8_s32(a), marks))
+            })
+        }
+    }
+    #[inline(always)]
     unsafe fn low_bytes(a: Self::I) -> [u8; 16] {
         // SAFETY: `out` holds 16 bytes.
         unsafe {

@@ -17,6 +17,18 @@ fn zip<T: Copy, U: Copy>(a: [T; 16], b: [T; 16], f: impl Fn(T, T) -> U) -> [U; 1
     std::array::from_fn(|i| f(a[i], b[i]))
 }
 
+/// The bytes of all lanes.
+#[inline(always)]
+fn bytes(a: [i32; 16]) -> [u8; 64] {
+    std::array::from_fn(|i| a[i / 4].to_le_bytes()[i % 4])
+}
+
+/// Lanes of these bytes.
+#[inline(always)]
+fn lanes(b: [u8; 64]) -> [i32; 16] {
+    std::array::from_fn(|i| i32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]]))
+}
+
 // SAFETY of every block below: the pointer is valid for the bytes that the method names, by the contract of `Vector`.
 impl Vector for Scalar {
     type I = [i32; 16];
@@ -98,6 +110,21 @@ impl Vector for Scalar {
             let w = w.to_le_bytes();
             (0..4).fold(a, |a, j| a.wrapping_add(i32::from(w[j]) * x[j]))
         })
+    }
+    #[inline(always)]
+    unsafe fn pick_bytes(table: Self::I, index: Self::I) -> Self::I {
+        let (table, index) = (bytes(table), bytes(index));
+        lanes(std::array::from_fn(|i| table[i / 16 * 16 + usize::from(index[i] & 15)]))
+    }
+    #[inline(always)]
+    unsafe fn zip_bytes(a: Self::I, b: Self::I) -> [Self::I; 2] {
+        let both = [bytes(a), bytes(b)];
+        [0, 8].map(|first| lanes(std::array::from_fn(|i| both[i % 2][i / 16 * 16 + first + i % 16 / 2])))
+    }
+    #[inline(always)]
+    unsafe fn mark_bytes(a: Self::I, bits: u64) -> Self::I {
+        let a = bytes(a);
+        lanes(std::array::from_fn(|i| a[i].saturating_add(((bits >> i & 1) as u8) << 7)))
     }
     #[inline(always)]
     unsafe fn low_bytes(a: Self::I) -> [u8; 16] {

@@ -81,6 +81,10 @@ pub(crate) unsafe fn operations<V: Vector>(sample: &Sample) -> Vec<Outcome> {
             "shl_i 31": V::shl_i::<31>(a),
             "dot": V::dot::<false>(a, V::and_i(b, V::splat_i(0x7f7f_7f7f)), single),
             "dot, wide": V::dot::<true>(a, b, single),
+            "pick_bytes": V::pick_bytes(a, V::and_i(b, V::splat_i(0x0f0f_0f0f))),
+            "zip_bytes, first": V::zip_bytes(a, b)[0],
+            "zip_bytes, last": V::zip_bytes(a, b)[1],
+            "mark_bytes": V::mark_bytes(a, u64::from(sample.single) << 32 | u64::from(sample.lanes[1][0])),
             "low_bytes": V::load_u8(V::low_bytes(a).as_ptr()),
         }
         let integers = sample.lanes[2].map(f32::from_bits).map(|x| if x.abs() < 2_147_483_648.0 { x } else { 0.0 });

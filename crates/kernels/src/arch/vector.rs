@@ -77,6 +77,12 @@ pub(crate) trait Vector: Copy {
     /// Adds to each lane the dot product of its four unsigned bytes in `w` with the four signed bytes of `x`.
     /// `WIDE` says that bytes of `w` may exceed 127 (which needs more work without VNNI).
     unsafe fn dot<const WIDE: bool>(acc: Self::I, w: Self::I, x: i32) -> Self::I;
+    /// Of each 16 bytes, byte i is the one of the same 16 of `table` that byte i of `index`, below 16, names.
+    unsafe fn pick_bytes(table: Self::I, index: Self::I) -> Self::I;
+    /// Of each 16 bytes, the first eight of `a` and of `b` in turn, and the last eight.
+    unsafe fn zip_bytes(a: Self::I, b: Self::I) -> [Self::I; 2];
+    /// Adds 128 to byte i if bit i of `bits` is set, up to 255.
+    unsafe fn mark_bytes(a: Self::I, bits: u64) -> Self::I;
     /// The low byte of each lane.
     unsafe fn low_bytes(a: Self::I) -> [u8; 16];
 

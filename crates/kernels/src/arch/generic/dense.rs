@@ -5,6 +5,7 @@
 
 use crate::aligned::Lines;
 use crate::arch::vector::Vector;
+use crate::narrow::Sevens;
 use crate::pack::PANEL;
 
 /// How a dense weight is stored.
@@ -13,12 +14,16 @@ pub(crate) enum Element {
     F16,
     BF16,
     F32,
+    /// `bf16` in 13 bits; see [`crate::narrow`].
+    Narrow,
 }
 
 /// What a dense kernel works on.
 pub(crate) struct DenseArgs {
-    /// One panel, `[K][64]` elements.
+    /// One panel, `[K][64]` elements, or the runs of a narrow one.
     pub panel: *const u8,
+    /// The table of a narrow panel.
+    pub sevens: Sevens,
     /// Rows of the panel.
     pub k: usize,
     /// Activations: the rows of the tile, `k` floats each.
@@ -143,6 +148,18 @@ pub(crate) unsafe fn tile<V: Vector, const E: u8, const MR: usize, const NV: usi
                 }
             }
         }
+        add_chains::<V, MR>(a, odd);
+    }
+}
+
+/// The result: the sums over even k, which are in `out`, and those over odd k.
+///
+/// # Safety
+/// The instruction set of `V`; `out` and `target` hold `MR` rows.
+#[inline(always)]
+pub(super) unsafe fn add_chains<V: Vector, const MR: usize>(a: &DenseArgs, odd: &[[f32; PANEL]; MR]) {
+    // SAFETY: by the contract above.
+    unsafe {
         for r in 0..MR {
             for v in 0..4 {
                 let even = V::load_f(a.out.add(r * PANEL + 16 * v));

@@ -5,6 +5,7 @@ pub(crate) mod dense;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod math;
+pub(crate) mod narrow;
 pub(crate) mod panel;
 pub(crate) mod probe;
 pub(crate) mod quantize;

@@ -14,7 +14,9 @@
 //! The result is divided by 2^64 at the end.
 
 use super::dense::{AT_ONCE, DenseArgs, rows_at_once};
+use super::narrow;
 use crate::arch::vector::Vector;
+use crate::narrow::{RUN, RUN_BYTES};
 use crate::pack::PANEL;
 
 /// What activations are multiplied by.
@@ -45,12 +47,17 @@ pub(crate) trait Pairs<V: Vector> {
     /// # Safety
     /// The instruction sets of `V` and of this; both pointers are valid for 64 bytes.
     unsafe fn weights(even: *const u8, odd: *const u8) -> [Self::W; 2];
+    /// Those of sixteen columns, each of them a lane with the even one in the low half.
+    ///
+    /// # Safety
+    /// The instruction sets of `V` and of this.
+    unsafe fn of(pairs: V::I) -> Self::W;
     /// Adds their products with a pair of activations.
     ///
     /// # Safety
     /// The instruction sets of `V` and of this.
     unsafe fn add(sum: V::F, w: Self::W, x: i32) -> V::F;
-    /// Puts sums of 32 columns in the order of the columns.
+    /// Puts sums of 32 columns of [`Pairs::weights`] in the order of the columns.
     ///
     /// # Safety
     /// The instruction sets of `V` and of this.
@@ -67,11 +74,20 @@ pub(crate) struct Fused;
 #[inline(always)]
 unsafe fn normal<V: Vector>(p: *const u8) -> V::F {
     // SAFETY: by the contract above.
+    unsafe { not_denormal::<V>(V::shl_i::<16>(V::load_u16(p))) }
+}
+
+/// The floats of these bits, those that are denormal as 0.
+///
+/// # Safety
+/// The instruction set of `V`.
+#[inline(always)]
+unsafe fn not_denormal<V: Vector>(bits: V::I) -> V::F {
+    // SAFETY: by the contract above.
     unsafe {
-        let w = V::load_u16(p);
         // all ones where the exponent is not 0
-        let kept = V::sar_i::<31>(V::add_i(V::and_i(w, V::splat_i(0x7f80)), V::splat_i(i32::MAX)));
-        V::bits_f(V::shl_i::<16>(V::and_i(w, kept)))
+        let kept = V::sar_i::<31>(V::add_i(V::and_i(bits, V::splat_i(0x7f80_0000)), V::splat_i(i32::MAX)));
+        V::bits_f(V::and_i(bits, kept))
     }
 }
 
@@ -82,6 +98,12 @@ impl<V: Vector> Pairs<V> for Fused {
     unsafe fn weights(even: *const u8, odd: *const u8) -> [Self::W; 2] {
         // SAFETY: by the contract above.
         unsafe { [(normal::<V>(even), normal::<V>(odd)), (normal::<V>(even.add(32)), normal::<V>(odd.add(32)))] }
+    }
+
+    #[inline(always)]
+    unsafe fn of(pairs: V::I) -> Self::W {
+        // SAFETY: by the contract above.
+        unsafe { (not_denormal::<V>(V::shl_i::<16>(pairs)), not_denormal::<V>(V::and_i(pairs, V::splat_i(-65536)))) }
     }
 
     #[inline(always)]
@@ -108,18 +130,20 @@ const fn stretch(rows: usize) -> usize {
 /// one stretch before (Zen 5, from memory: 1.04 times as fast with 16 rows, 1.1 to 1.2 with 4 to 8, than for the second alone).
 ///
 /// # Safety
-/// The instruction sets of `V` and `D`; the panel holds `k * 64` elements of `bf16`, the rows of `x` the pairs of `k`
-/// activations, `out` and `target` `MR` rows.
+/// The instruction sets of `V` and `D`; the panel holds `k * 64` elements of `bf16`, in whole runs if it is `NARROW`, the rows
+/// of `x` the pairs of `k` activations, `out` and `target` `MR` rows.
 #[inline(always)]
-pub(crate) unsafe fn tile<V: Vector, D: Pairs<V>, const MR: usize, const NV: usize>(a: &DenseArgs) {
+pub(crate) unsafe fn tile<V: Vector, D: Pairs<V>, const MR: usize, const NV: usize, const NARROW: bool>(a: &DenseArgs) {
     const ROW: usize = 2 * PANEL;
     static NOTHING: [u8; ROW] = [0; ROW];
     const { assert!(NV == 2 || NV == 4) };
     let rows = const { rows_at_once(MR) };
-    let (stretch, lines) = const { (stretch(MR), NV * rows_at_once(MR) / MR) };
+    let (stretch, lines) = const { (if NARROW { 64 } else { stretch(MR) }, NV * rows_at_once(MR) / MR) };
     let count = a.k.div_ceil(2);
+    let passes = 4 / NV * (MR / rows);
     // SAFETY: by the contract above; behind an odd K there is a row of zeros.
     unsafe {
+        let table = narrow::table::<V>(&a.sevens);
         for i in 0..MR * 4 {
             V::store_f(a.out.add(16 * i), V::splat_f(0.0));
         }
@@ -136,25 +160,43 @@ pub(crate) unsafe fn tile<V: Vector, D: Pairs<V>, const MR: usize, const NV: usi
                             acc[r][v] = V::load_f(sum(r, v));
                         }
                     }
-                    for i in from..end {
-                        let even = a.panel.add(2 * i * ROW + 32 * v0);
-                        let odd = if 2 * i + 1 < a.k { even.add(ROW) } else { NOTHING.as_ptr() };
-                        if NV < 4 {
-                            // each set of columns and of rows asks for its part of a later stretch
-                            let pass = v0 / NV * (MR / rows) + r0 / rows;
-                            let next = (from + stretch) * 2 * ROW + (pass * stretch + i - from) * lines * 64;
-                            for line in 0..lines {
-                                let next = a.panel.wrapping_add(next + 64 * line);
-                                V::prefetch_far(next.wrapping_add(stretch * 2 * ROW));
-                                V::prefetch(next);
+                    let pass = v0 / NV * (MR / rows) + r0 / rows;
+                    if NARROW {
+                        for i in (from..end).step_by(RUN / 2) {
+                            let run = a.panel.add(i / (RUN / 2) * RUN_BYTES);
+                            narrow::ask::<V>(run, pass, passes, stretch / (RUN / 2));
+                            for v in (0..NV).step_by(2) {
+                                for pair in 0..RUN / 2 {
+                                    let [first, last] = narrow::pairs::<V>(run, (v0 + v) / 2, pair, table);
+                                    let w = [D::of(first), D::of(last)];
+                                    for r in 0..rows {
+                                        let x = *x[r].add(i + pair);
+                                        acc[r][v] = D::add(acc[r][v], w[0], x);
+                                        acc[r][v + 1] = D::add(acc[r][v + 1], w[1], x);
+                                    }
+                                }
                             }
                         }
-                        for v in (0..NV).step_by(2) {
-                            let w = D::weights(even.add(32 * v), odd.add(32 * v));
-                            for r in 0..rows {
-                                let x = *x[r].add(i);
-                                acc[r][v] = D::add(acc[r][v], w[0], x);
-                                acc[r][v + 1] = D::add(acc[r][v + 1], w[1], x);
+                    } else {
+                        for i in from..end {
+                            let even = a.panel.add(2 * i * ROW + 32 * v0);
+                            let odd = if 2 * i + 1 < a.k { even.add(ROW) } else { NOTHING.as_ptr() };
+                            if NV < 4 {
+                                // each set of columns and of rows asks for its part of a later stretch
+                                let next = (from + stretch) * 2 * ROW + (pass * stretch + i - from) * lines * 64;
+                                for line in 0..lines {
+                                    let next = a.panel.wrapping_add(next + 64 * line);
+                                    V::prefetch_far(next.wrapping_add(stretch * 2 * ROW));
+                                    V::prefetch(next);
+                                }
+                            }
+                            for v in (0..NV).step_by(2) {
+                                let w = D::weights(even.add(32 * v), odd.add(32 * v));
+                                for r in 0..rows {
+                                    let x = *x[r].add(i);
+                                    acc[r][v] = D::add(acc[r][v], w[0], x);
+                                    acc[r][v + 1] = D::add(acc[r][v + 1], w[1], x);
+                                }
                             }
                         }
                     }
@@ -163,7 +205,8 @@ pub(crate) unsafe fn tile<V: Vector, D: Pairs<V>, const MR: usize, const NV: usi
                             let mut sums = [acc[r][v], acc[r][v + 1]];
                             let mut to = sum(r, v);
                             if end == count {
-                                sums = D::in_order(sums).map(|sum| V::mul_f(sum, V::splat_f(1.0 / UP)));
+                                sums = if NARROW { sums } else { D::in_order(sums) };
+                                sums = sums.map(|sum| V::mul_f(sum, V::splat_f(1.0 / UP)));
                                 to = a.target.add((r0 + r) * a.stride + 16 * (v0 + v));
                             }
                             V::store_f(to, sums[0]);
